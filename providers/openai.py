@@ -1,0 +1,213 @@
+"""OpenAI's Chat Completions stream, and all that speak it: Ollama, vLLM, OpenRouter, llama.cpp, ...
+
+https://platform.openai.com/docs/api-reference/chat-streaming. Reasoning is `reasoning_content` by custom (DeepSeek,
+vLLM, llama.cpp), `reasoning` at OpenRouter and newer vLLM. The stream ends with `[DONE]`; some servers leave it out
+after a finish reason, which is as good an end.
+"""
+
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import msgspec
+import openai
+from msgspec import UNSET, Struct
+
+from streaming.errors import upstream_error
+from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
+from streaming.request import ProviderSettings, RunRequest
+
+from . import Item, Upstream
+
+REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+class _Function(Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Error(Struct):
+    message: Any = None
+    type: Any = None
+    code: Any = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    model: str | None = None
+    error: _Error | str | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+class Calls:
+    """The tool calls of one answer, put together from their fragments."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+
+    def add(self, call: _Call) -> ToolCallDelta:
+        function = call.function or _Function()
+        args = function.arguments or ""
+        if call.index in self._calls:
+            self._calls[call.index][2].append(args)
+            return ToolCallDelta(call.index, args)
+        call_id, tool = call.id or f"call_{call.index}", function.name or ""
+        self._calls[call.index] = (call_id, tool, [args])
+        return ToolCallDelta(call.index, args, call_id, tool)
+
+    def whole(self, *, cut: bool) -> Iterator[ToolCall]:
+        """Yield each call with its arguments parsed. Of an answer that was `cut` short the broken ones are left out."""
+        for call_id, tool, parts in self._calls.values():
+            text = "".join(parts)
+            try:
+                args = msgspec.json.decode(text) if text else {}
+            except msgspec.DecodeError:
+                if cut:
+                    continue
+                args = text
+            yield ToolCall(call_id, tool, args)
+
+
+class Translation:
+    """chat.completion.chunk -> events."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._calls = Calls()
+        self._reason: FinishReason | None = None
+        self._usage: Usage | None = None
+        self._model: str | None = None
+
+    def feed(self, data: bytes) -> Iterator[Item]:
+        if data == b"[DONE]":
+            self.over = True
+            yield from self.eof()
+            return
+        chunk = _decode(data)
+        if chunk.error is not None:
+            error = chunk.error if isinstance(chunk.error, _Error) else _Error(chunk.error)
+            raise upstream_error(_text(error.code), _text(error.type), message=error.message)
+        self._model = chunk.model or self._model
+        if chunk.usage is not None:
+            self._usage = _usage(chunk.usage)
+            yield self._usage
+        for choice in chunk.choices or ():
+            if choice.delta is not None:
+                yield from self._delta(choice.delta)
+            if choice.finish_reason:
+                yield from self._finish(choice.finish_reason)
+
+    def eof(self) -> Iterator[Item]:
+        if self._reason:
+            yield Finish(self._reason, self._usage, self._model)
+
+    def _delta(self, delta: _Delta) -> Iterator[Event]:
+        if text := delta.content:
+            yield Token(text)
+        if text := delta.reasoning_content or delta.reasoning:
+            yield Reasoning(text)
+        if text := delta.refusal:
+            yield Token(text)
+        for call in delta.tool_calls or ():
+            yield self._calls.add(call)
+
+    def _finish(self, reason: str) -> Iterator[Event]:
+        if reason == "error":  # OpenRouter's way to say that its upstream failed
+            raise upstream_error(reason)
+        self._reason = REASONS.get(reason, "stop")
+        yield from self._calls.whole(cut=self._reason == "length")
+        self._calls = Calls()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _usage(usage: _Usage) -> Usage:
+    cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
+    thought = usage.completion_tokens_details and usage.completion_tokens_details.reasoning_tokens
+    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached or UNSET, thought or UNSET)
+
+
+def body(request: RunRequest, limit: str = "max_tokens") -> dict[str, Any]:
+    """The request in Chat Completions' words; `provider_options` are put on top as they are."""
+    messages = [msgspec.to_builtins(message) for message in request.messages]
+    if request.system is not None:
+        messages.insert(0, {"role": "system", "content": request.system})
+    fields = {
+        limit: request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stop": request.stop,
+        "seed": request.seed,
+        "tools": request.tools,
+        "tool_choice": request.tool_choice,
+        "response_format": request.response_format,
+    }
+    return {
+        "model": request.model,
+        "messages": messages,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **{name: msgspec.to_builtins(value) for name, value in fields.items() if value is not None},
+        **(request.provider_options or {}),
+    }
+
+
+class OpenAI:
+    """Chat Completions at `base_url`; without one, at OpenAI, as the SDK's own variables say."""
+
+    def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._client = upstream.connect(openai.AsyncOpenAI, settings, organization="", project="")
+        self._create = self._client.chat.completions.with_streaming_response.create  # imports the resource now
+        # OpenAI's newer models refuse `max_tokens`; most others know nothing else.
+        self._limit = "max_completion_tokens" if self._client.base_url.host.endswith("openai.com") else "max_tokens"
+
+    def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
+        # The body goes in whole: the SDK's own parameters would be validated and rebuilt field by field.
+        opening = self._create(model="", messages=[], stream=True, extra_body=body(request, self._limit))
+        return self._upstream.follow(opening, Translation(), openai, (self._client.api_key,))

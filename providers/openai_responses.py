@@ -1,0 +1,223 @@
+"""OpenAI's Responses stream: numbered, typed events, text and reasoning summaries and function calls.
+
+https://platform.openai.com/docs/api-reference/responses-streaming. Only what a client of ours can be shown is read;
+events of other types (audio, built-in tools, and those to come) pass by. The terminator is `response.completed`,
+`response.incomplete` or `response.failed`. The API has no `stop` and no `seed`.
+"""
+
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import msgspec
+import openai
+from msgspec import UNSET, Struct
+
+from streaming.errors import RequestError, upstream_error
+from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
+from streaming.request import (
+    ImagePart,
+    JSONSchemaFormat,
+    Message,
+    NamedTool,
+    ProviderSettings,
+    RunRequest,
+    TextFormat,
+    TextPart,
+)
+
+from . import Item, Upstream
+
+
+class _Item(Struct):
+    type: str = ""
+    id: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    status: str | None = None
+
+
+class _InputDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _OutputDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _InputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Error(Struct):
+    code: str | None = None
+    type: str | None = None
+    message: str | None = None
+
+
+class _Incomplete(Struct):
+    reason: str | None = None
+
+
+class _Response(Struct):
+    model: str | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+    incomplete_details: _Incomplete | None = None
+
+
+class _Event(Struct):
+    type: str = ""
+    output_index: int = 0
+    delta: str | Any = None
+    item: _Item | None = None
+    response: _Response | None = None
+    code: str | None = None
+    message: str | None = None
+    error: _Error | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+_TEXT = {"response.output_text.delta", "response.refusal.delta"}
+_REASONING = {"response.reasoning_summary_text.delta", "response.reasoning_text.delta"}
+
+
+class Translation:
+    """Responses events -> events. A function call's `index` is its place among the calls, not among all outputs."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._calls: dict[int, int] = {}
+
+    def feed(self, data: bytes) -> Iterator[Item]:
+        event = _decode(data)
+        kind = event.type
+        if kind in _TEXT:
+            if event.delta:
+                yield Token(event.delta)
+        elif kind in _REASONING:
+            if event.delta:
+                yield Reasoning(event.delta)
+        elif kind == "response.output_item.added" and event.item and event.item.type == "function_call":
+            index = self._calls.setdefault(event.output_index, len(self._calls))
+            yield ToolCallDelta(index, event.item.arguments or "", _id(event.item), event.item.name or "")
+        elif kind == "response.function_call_arguments.delta":
+            if event.delta:
+                yield ToolCallDelta(self._calls.get(event.output_index, 0), event.delta)
+        elif kind == "response.output_item.done" and event.item and event.item.type == "function_call":
+            if event.item.status != "incomplete":  # of an answer that was cut short
+                yield ToolCall(_id(event.item), event.item.name or "", _arguments(event.item.arguments or ""))
+        elif kind in ("response.completed", "response.incomplete"):
+            self.over = True
+            yield self._finish(event.response or _Response())
+        elif kind in ("response.failed", "error"):
+            error = event.error or (event.response and event.response.error) or _Error(event.code, None, event.message)
+            raise upstream_error(error.code, error.type, message=error.message)
+
+    def eof(self) -> Iterator[Item]:
+        return iter(())
+
+    def _finish(self, response: _Response) -> Finish:
+        reason: FinishReason = "tool_calls" if self._calls else "stop"
+        if response.incomplete_details:
+            reason = "content_filter" if response.incomplete_details.reason == "content_filter" else "length"
+        return Finish(reason, _usage(response.usage), response.model)
+
+
+def _id(item: _Item) -> str:
+    return item.call_id or item.id or ""
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text) if text else {}
+    except msgspec.DecodeError:
+        return text
+
+
+def _usage(usage: _Usage | None) -> Usage | None:
+    if usage is None:
+        return None
+    cached = usage.input_tokens_details and usage.input_tokens_details.cached_tokens
+    thought = usage.output_tokens_details and usage.output_tokens_details.reasoning_tokens
+    return Usage(usage.input_tokens, usage.output_tokens, cached or UNSET, thought or UNSET)
+
+
+def body(request: RunRequest) -> dict[str, Any]:
+    """The request in the Responses API's words. Raises RequestError for `stop`, which it lacks; `seed` is a hint."""
+    if request.stops:
+        raise RequestError("invalid_request", "The Responses API knows no `stop`.", field="stop")
+    fields = {
+        "instructions": request.system,
+        "max_output_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "tools": [{"type": "function", **msgspec.to_builtins(t.function)} for t in request.tools or ()] or None,
+        "tool_choice": _tool_choice(request),
+        "text": _format(request),
+    }
+    return {
+        "model": request.model,
+        "input": [item for message in request.messages for item in _input(message)],
+        "stream": True,
+        "store": False,
+        **{name: value for name, value in fields.items() if value is not None},
+        **(request.provider_options or {}),
+    }
+
+
+def _tool_choice(request: RunRequest) -> Any:
+    if isinstance(request.tool_choice, NamedTool):
+        return {"type": "function", "name": request.tool_choice.function.name}
+    return request.tool_choice
+
+
+def _format(request: RunRequest) -> dict[str, Any] | None:
+    chosen = request.response_format
+    if chosen is None or isinstance(chosen, TextFormat):
+        return None
+    if isinstance(chosen, JSONSchemaFormat):
+        return {"format": {"type": "json_schema", **msgspec.to_builtins(chosen.json_schema)}}
+    return {"format": {"type": "json_object"}}
+
+
+def _input(message: Message) -> Iterator[dict[str, Any]]:
+    if message.role == "tool":
+        yield {"type": "function_call_output", "call_id": message.tool_call_id, "output": _plain(message.content)}
+        return
+    if message.content:
+        yield {"role": message.role, "content": [_part(message.role, part) for part in _parts(message.content)]}
+    for call in message.tool_calls or ():
+        name, arguments = call.function.name, call.function.arguments
+        yield {"type": "function_call", "call_id": call.id, "name": name, "arguments": arguments}
+
+
+def _parts(content: str | list[TextPart | ImagePart]) -> list[TextPart | ImagePart]:
+    return [TextPart(content)] if isinstance(content, str) else content
+
+
+def _part(role: str, part: TextPart | ImagePart) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "output_text" if role == "assistant" else "input_text", "text": part.text}
+    return {"type": "input_image", "image_url": part.image_url.url, "detail": part.image_url.detail or "auto"}
+
+
+def _plain(content: str | list[TextPart | ImagePart] | None) -> str:
+    return "".join(part.text for part in _parts(content or "") if isinstance(part, TextPart))
+
+
+class OpenAIResponses:
+    """The Responses API at `base_url`; without one, at OpenAI, as the SDK's own variables say."""
+
+    def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._client = upstream.connect(openai.AsyncOpenAI, settings, organization="", project="")
+        self._create = self._client.responses.with_streaming_response.create  # imports the resource now
+
+    def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
+        # The body goes in whole: the SDK's own parameters would be validated and rebuilt field by field.
+        opening = self._create(model="", input=[], stream=True, extra_body=body(request))
+        return self._upstream.follow(opening, Translation(), openai, (self._client.api_key,))

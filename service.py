@@ -1,0 +1,246 @@
+"""The ASGI app: routes, lifespan, wiring. `uvicorn service:app`, or the command `sidestream`.
+
+A request comes in by a wire, a run streams a provider's events into its log, the wire carries them out. Here they are
+put together; what each does is in wires/, providers/ and streaming/.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from providers.registry import Providers
+from streaming.errors import Fault, RequestError, SettingsError
+from streaming.runs import Candidate, Limits, Run, Runs
+from streaming.settings import Settings, load
+from wires.chat import EVENT_ID_PARAMETERS, ChatRequest, decode_body, decode_query
+from wires.ndjson import MEDIA_TYPE as NDJSON
+from wires.ndjson import LineStream
+from wires.origin import check_origin
+from wires.problem import Problems, problem
+from wires.sse import EventStream
+
+PAGE = Path(__file__).parent / "web" / "index.html"
+logger = logging.getLogger("sidestream")
+
+
+class Service:
+    """The endpoints, and what they share."""
+
+    def __init__(self, settings: Settings, providers: Providers) -> None:
+        self.settings = settings
+        self.providers = providers
+        self.runs = Runs()
+        self.limits = Limits(
+            settings.run_timeout, settings.first_token_timeout, settings.idle_timeout, settings.max_run_bytes
+        )
+        self.started = int(time.time())
+
+    async def chat(self, request: Request, *, ndjson: bool = False) -> Response:
+        """Run and follow in one request, by POST or (for an EventSource) by GET."""
+        provider = request.path_params.get("name")
+        if provider is not None and provider not in self.providers.names:
+            raise RequestError("unknown_model", f"There is no provider {provider!r}.", field="model")
+        check_origin(request.headers, self.settings.allowed_origins)
+        if request.method == "POST":
+            chat = decode_body(await self._body(request))
+        elif ended := _reconnect(request):
+            return ended
+        else:
+            chat = decode_query(request.query_params.multi_items())
+        return self._follow(chat, provider, ndjson=ndjson or NDJSON in request.headers.get("accept", ""))
+
+    def _follow(self, chat: ChatRequest, provider: str | None, *, ndjson: bool) -> Response:
+        model = self.providers.resolve(chat.model, provider)
+        candidate = Candidate(model.provider, chat.to_run(model.model), partial(self.providers.load, model.provider))
+        run = Run(candidate, chat.limits(self.limits))
+        begin = partial(self.runs.start, run)  # not for a HEAD: its response never calls it
+        ping, send = self.settings.ping_interval, self.settings.send_timeout
+        if ndjson:
+            return LineStream(run, begin, ping_interval=ping, send_timeout=send)
+        return EventStream(run, begin, retry_ms=self.settings.retry_ms, ping_interval=ping, send_timeout=send)
+
+    async def _body(self, request: Request) -> bytes:
+        """Read a JSON body. Raises RequestError where it says to be something else or grows too large."""
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json" and not content_type.endswith("+json"):
+            raise RequestError("unsupported_media_type", "Send the body as Content-Type: application/json.")
+        most, body = self.settings.max_body_bytes, bytearray()
+        too_large = RequestError("too_large", f"The body is larger than {most} bytes.")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > most:
+            raise too_large
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise too_large
+        return bytes(body)
+
+    async def models(self, request: Request) -> Response:
+        """What can be asked for, the default first."""
+        data = [
+            {"id": str(model), "object": "model", "created": self.started, "owned_by": model.provider}
+            for model in self.providers.catalogue()
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def page(self, request: Request) -> Response:
+        return Response(PAGE.read_bytes(), media_type="text/html", headers={"Cache-Control": "no-cache"})
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Import the SDKs beside the first requests, not before them; close everything at the end."""
+        warming = asyncio.create_task(self._warm())
+        try:
+            yield
+        finally:
+            warming.cancel()
+            await asyncio.wait((warming,))
+            await self.runs.close()
+            await self.providers.close()
+
+    async def _warm(self) -> None:
+        try:
+            await self.providers.warm()
+        except Fault as exc:
+            logger.error("%s: %s", exc.code, exc.text)  # whoever asks for it is told again
+
+
+def _reconnect(request: Request) -> Response | None:
+    """Answer a request that carries an event id: it never starts a run.
+
+    A run ends with the request that started it, so when its EventSource comes back it is over; 204 stops it.
+    """
+    names = [request.headers.get("last-event-id"), *map(request.query_params.get, EVENT_ID_PARAMETERS)]
+    event_id = next((name for name in names if name), None)
+    if event_id is None:
+        return None
+    run_id, _, seq = event_id.rpartition("-")
+    if len(run_id) != 32 or not seq.isdecimal() or set(run_id) - set("0123456789abcdef"):
+        raise RequestError("invalid_request", "That is no event id of ours.", field="last_event_id")
+    return Response(status_code=204)
+
+
+async def _on_fault(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, Fault)
+    return problem(exc)
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 405:
+        allow = (exc.headers or {}).get("Allow", "")
+        return problem(RequestError("method_not_allowed", f"Use {allow}.", headers={"Allow": allow}))
+    return problem(RequestError("not_found", "There is nothing here."))
+
+
+class _NoQuery(logging.Filter):
+    """A query string may hold a prompt: cut it off what uvicorn logs of a request's path."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                arg.partition("?")[0] if isinstance(arg, str) and arg.startswith("/") else arg for arg in record.args
+            )
+        return True
+
+
+def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
+    """Make the app from the settings. Raises SettingsError with every bad value."""
+    service = create_service(environ)
+    chat = service.chat
+    get_and_post = ["GET", "POST"]
+    routes = [
+        Route("/", service.page),
+        Route("/healthz", lambda request: PlainTextResponse("ok")),
+        Route("/v1/models", service.models),
+        Route("/chat/stream", chat, methods=get_and_post),
+        Route("/chat/stream-meta", chat, methods=get_and_post),
+        Route("/stream", partial(chat, ndjson=True), methods=get_and_post),
+        Route("/{name}/stream", chat, methods=get_and_post),
+    ]
+    middleware = [Middleware(Problems)]
+    if origins := service.settings.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+            )
+        )
+    handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+        Fault: _on_fault,
+        HTTPException: _on_http_exception,
+    }
+    _keep_prompts_out_of_logs()
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=service.lifespan)
+
+
+def create_service(environ: Mapping[str, str]) -> Service:
+    """Read the settings and find the providers. Raises SettingsError with every bad value of both."""
+    settings, problems = load(environ)
+    try:
+        providers = Providers(settings.providers, environ, settings.model)
+    except SettingsError as exc:
+        raise SettingsError(*problems, *exc.problems) from exc
+    if problems:
+        raise SettingsError(*problems)
+    return Service(settings, providers)
+
+
+def _keep_prompts_out_of_logs() -> None:
+    for name in ("uvicorn.access", "uvicorn.error"):
+        if not any(isinstance(known, _NoQuery) for known in logging.getLogger(name).filters):
+            logging.getLogger(name).addFilter(_NoQuery())
+    for name in ("sse_starlette", "openai", "anthropic", "httpx2", "httpcore2"):  # they log bodies when at DEBUG
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def __getattr__(name: str) -> Any:
+    """Make `app` when a server asks for it, so that the command can read its options first."""
+    if name != "app":
+        raise AttributeError(name)
+    try:
+        app = globals()["app"] = create_app()
+    except SettingsError as exc:
+        raise SystemExit(str(exc)) from None
+    return app
+
+
+def main() -> None:
+    """The command `sidestream`."""
+    parser = argparse.ArgumentParser(prog="sidestream", description="Stream LLM answers as named server-sent events.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (default: %(default)s)")
+    parser.add_argument("--reload", action="store_true", help="restart when the code changes")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (SIDESTREAM_CONFIG)")
+    options = parser.parse_args()
+    if options.config:
+        os.environ["SIDESTREAM_CONFIG"] = options.config
+    try:
+        service = create_service(os.environ)
+    except SettingsError as exc:
+        sys.exit(str(exc))
+    print(f"Sidestream   http://{options.host}:{options.port}/")
+    print(f"providers    {', '.join(service.providers.names)}")
+    print(f"default      {service.providers.default}", flush=True)
+    uvicorn.run("service:app", host=options.host, port=options.port, workers=options.workers, reload=options.reload)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The vocabulary: everything a run can say, on one screen.
+
+Frozen structs; `name` is the name a client sees (the SSE `event:` field), the struct's fields are its `data`.
+An event does not know its id: that is its place in the event log (`<run_id>-<seq>`). A field that is UNSET is
+left out of the JSON. Not here: how events travel (wires/) and what a vendor calls them (providers/).
+"""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "interrupt"]
+
+
+class Usage(Struct, frozen=True):
+    """Tokens in and out, as the upstream counted them; `estimated` where we had to (characters over four)."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int | UnsetType = UNSET
+    reasoning_tokens: int | UnsetType = UNSET
+    estimated: bool | UnsetType = UNSET
+
+
+class Finish(Struct, frozen=True):
+    """A provider's last word: the answer is whole. The run makes `done` of it; clients never see this one."""
+
+    reason: FinishReason
+    usage: Usage | None = None
+    model: str | None = None
+
+
+class Event(Struct, frozen=True):
+    """What a client gets."""
+
+    name: ClassVar[str]
+
+
+class Delta(Event, frozen=True):
+    """A fragment of content. Adjacent deltas of equal `kin` say the same as one delta of their joined text."""
+
+    @property
+    def kin(self) -> tuple[object, ...]:
+        raise NotImplementedError
+
+    @property
+    def text(self) -> str:
+        raise NotImplementedError
+
+    def joined(self, text: str) -> "Delta":
+        """Return this delta with `text` in place of its own."""
+        raise NotImplementedError
+
+
+class Start(Event, frozen=True):
+    name = "start"
+    run: str
+    provider: str
+    model: str
+    created: int
+
+
+class Token(Delta, frozen=True):
+    name = "token"
+    token: str
+    node: str | UnsetType = UNSET
+    ns: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def kin(self) -> tuple[object, ...]:
+        return Token, self.node, self.ns
+
+    @property
+    def text(self) -> str:
+        return self.token
+
+    def joined(self, text: str) -> "Token":
+        return Token(text, self.node, self.ns)
+
+
+class Reasoning(Delta, frozen=True):
+    name = "reasoning"
+    reasoning: str
+    node: str | UnsetType = UNSET
+    ns: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def kin(self) -> tuple[object, ...]:
+        return Reasoning, self.node, self.ns
+
+    @property
+    def text(self) -> str:
+        return self.reasoning
+
+    def joined(self, text: str) -> "Reasoning":
+        return Reasoning(text, self.node, self.ns)
+
+
+class ToolCallDelta(Delta, frozen=True):
+    """A tool call as it streams: `id` and `tool` stand on the first delta of an `index`, `args_delta` on each."""
+
+    name = "tool_call_delta"
+    index: int
+    args_delta: str = ""
+    id: str | UnsetType = UNSET
+    tool: str | UnsetType = UNSET
+    node: str | UnsetType = UNSET
+    ns: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def kin(self) -> tuple[object, ...]:
+        return ToolCallDelta, self.index, self.node, self.ns
+
+    @property
+    def text(self) -> str:
+        return self.args_delta
+
+    def joined(self, text: str) -> "ToolCallDelta":
+        return replace(self, args_delta=text)
+
+
+class ToolCall(Event, frozen=True):
+    """A whole call. `args` is the parsed JSON; text that is not JSON stays the text the model wrote."""
+
+    name = "tool_call"
+    id: str
+    tool: str
+    args: Any
+    node: str | UnsetType = UNSET
+    ns: tuple[str, ...] | UnsetType = UNSET
+
+
+class ToolResult(Event, frozen=True):
+    name = "tool_result"
+    id: str
+    tool: str
+    content: Any
+    node: str | UnsetType = UNSET
+    ns: tuple[str, ...] | UnsetType = UNSET
+
+
+class Terminal(Event, frozen=True):
+    """Ends a run; nothing follows it, and each run has exactly one."""
+
+
+class Done(Terminal, frozen=True, kw_only=True):
+    """The answer is whole. `tokens` counts the content deltas; times are milliseconds from the run's start."""
+
+    name = "done"
+    done: Literal[True] = True
+    finish_reason: FinishReason
+    model: str
+    usage: Usage
+    tokens: int
+    ttft_ms: int | None
+    latency_ms: int
+
+
+class Error(Terminal, frozen=True, kw_only=True):
+    """The run failed; `code` is stable (streaming/errors.py), `error` is for a person."""
+
+    name = "error"
+    done: Literal[True] = True
+    error: str
+    code: str
+    retryable: bool
+    usage: Usage
+
+
+class Cancelled(Terminal, frozen=True, kw_only=True):
+    """Somebody stopped the run before its end."""
+
+    name = "cancelled"
+    done: Literal[True] = True
+    reason: Literal["disconnected", "requested", "draining"]
+    usage: Usage
+
+
+def merge(events: Iterable[Event], after: int) -> list[tuple[int, Event]]:
+    """Number the events that follow `after` and join adjacent deltas of one kin.
+
+    A joined delta has the number of its last part, so a client that names it has seen all of it. A tool call
+    delta that names its call opens a new one even where the index is the same.
+    """
+    merged: list[tuple[int, Event]] = []
+    parts: list[str] = []
+    first: Delta | None = None
+
+    def flush(seq: int) -> None:
+        nonlocal first
+        if first is not None:
+            merged.append((seq, first if len(parts) == 1 else first.joined("".join(parts))))
+            first = None
+            parts.clear()
+
+    seq = after
+    for seq, event in enumerate(events, after + 1):
+        if first is not None and isinstance(event, Delta) and event.kin == first.kin and not _opens(event):
+            parts.append(event.text)
+            continue
+        flush(seq - 1)
+        if isinstance(event, Delta):
+            first = event
+            parts.append(event.text)
+        else:
+            merged.append((seq, event))
+    flush(seq)
+    return merged
+
+
+def _opens(event: Delta) -> bool:
+    return isinstance(event, ToolCallDelta) and event.id is not UNSET

@@ -1,0 +1,91 @@
+"""The event log: everything a run has said, numbered, in order, bounded, never trimmed.
+
+A run appends; a viewer is a position: `read(after)` what follows it, `wait(after)` until something does. One loop
+over these two is live streaming, catching up and resuming; they differ only in how far behind the position is.
+So there is no queue per viewer, and a slow viewer costs nothing and holds nobody up.
+
+    seq      1      2       3       4            an event's number is its place, from 1
+           start  token   token   done           the terminal event closes the log
+    after=0 ^ reads all      ^ after=2 reads token, done
+
+It does not know what events mean, but that a Terminal is the last.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from .events import Delta, Event, Terminal, merge
+
+# What an event costs beside its text, measured with sys.getsizeof: the struct, its string's header, the list's slot.
+EVENT_OVERHEAD = 128
+
+
+class EventLog:
+    """The retained events of one run. Belongs to one event loop; not for threads."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._waiting: list[asyncio.Future[None]] = []
+        self.size = 0
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Add events and wake whoever waits; one call is one wake-up. Raises RuntimeError once closed."""
+        if self.closed:
+            raise RuntimeError("append to a closed event log")
+        if not events:
+            return
+        self._events.extend(events)
+        self.size += sum(map(size_of, events))
+        self.closed = isinstance(events[-1], Terminal)
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def read(self, after: int) -> list[Event]:
+        """Return the events numbered `after + 1` and on; empty if there are none yet."""
+        return self._events[after:]
+
+    def ended(self, after: int) -> bool:
+        """Tell whether nothing will ever follow the position `after`."""
+        return self.closed and after >= len(self._events)
+
+    async def wait(self, after: int) -> None:
+        """Return once an event follows `after` or the log is closed. Cancelling it leaves nothing behind."""
+        if len(self._events) > after or self.closed:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter.cancelled():
+                self._waiting.remove(waiter)
+
+
+async def follow(log: EventLog, after: int) -> AsyncIterator[list[tuple[int, Event]]]:
+    """Yield what follows `after`, numbered and merged, as soon as there is something, until the log is closed.
+
+    All that was appended while the caller was busy comes in one batch: who is slow gets fewer, larger events.
+    """
+    while not log.ended(after):
+        events = log.read(after)
+        if events:
+            yield merge(events, after)
+            after += len(events)
+        else:
+            await log.wait(after)
+
+
+def size_of(event: Event) -> int:
+    """Bytes an event is counted as holding: its content as UTF-8 and a constant."""
+    if isinstance(event, Delta):
+        text = event.text
+        return EVENT_OVERHEAD + (len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")))
+    return EVENT_OVERHEAD + len(msgspec.json.encode(event, enc_hook=str))

@@ -1,0 +1,157 @@
+"""What a run is asked to do, and the protocol of whoever does it. One shape, whatever wire it came by.
+
+Messages are in the field's common form (that of OpenAI's chat completions); each provider translates them to its own.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+from msgspec import Meta, Struct
+
+from .events import Event, Finish, Usage
+
+Seconds = Annotated[float, Meta(gt=0, le=7 * 24 * 3600)]
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: str
+
+
+class ImageURL(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an image is: `https://...`, or the image itself as `data:image/png;base64,...`."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url", forbid_unknown_fields=True):
+    image_url: ImageURL
+
+
+class FunctionCall(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class Message(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One turn of the conversation. A `tool` message answers the call named by `tool_call_id`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart | ImagePart] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, frozen=True, forbid_unknown_fields=True):
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class NamedFunction(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedTool(Struct, frozen=True, forbid_unknown_fields=True):
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+class JSONSchema(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    name: str
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextFormat(Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
+    """Plain text, the default."""
+
+
+class JSONObjectFormat(Struct, frozen=True, tag_field="type", tag="json_object", forbid_unknown_fields=True):
+    """Any JSON object."""
+
+
+class JSONSchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """A JSON object of this schema."""
+
+    json_schema: JSONSchema
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """How to generate; None leaves it to the upstream."""
+
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
+    provider_options: dict[str, Any] | None = None
+
+    @property
+    def stops(self) -> list[str] | None:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class RunRequest(Sampling, frozen=True, kw_only=True):
+    """A request to a provider. `model` is the upstream's own name of it; `system` precedes the messages."""
+
+    model: str
+    messages: list[Message]
+    system: str | None = None
+
+    @property
+    def characters(self) -> int:
+        """Characters of text in the prompt: what an estimate of its tokens is made from."""
+        return len(self.system or "") + sum(map(_characters, self.messages))
+
+
+def _characters(message: Message) -> int:
+    calls = sum(len(call.function.arguments) for call in message.tool_calls or ())
+    if message.content is None or isinstance(message.content, str):
+        return calls + len(message.content or "")
+    return calls + sum(len(part.text) for part in message.content if isinstance(part, TextPart))
+
+
+class ProviderSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[providers.<name>]` table: a built-in under its own name, or one more under a name of the operator's.
+
+    `use` names a built-in kind or a `module:attr`. Without `base_url` and `api_key` (or `api_key_env`, the variable
+    that holds it) the vendor SDK's own variables count. The first of `models` is the provider's default; any other
+    model may be asked for all the same. `options` are the provider's own.
+    """
+
+    use: str | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    api_key_env: str | None = None
+    models: list[str] = []
+    enabled: bool = True
+    options: dict[str, Any] = {}
+
+
+class Provider(Protocol):
+    """An upstream. One instance serves all runs of a process.
+
+    `stream` yields what has arrived, in batches: events, `Usage` whenever the upstream reports it (the last one
+    counts), and at last one `Finish`. To return without it says that the answer broke off. Faults are raised as
+    streaming.errors; cancellation closes the upstream's connection and is let through.
+    """
+
+    def stream(self, request: RunRequest, /) -> AsyncGenerator[Sequence[Event | Usage | Finish]]: ...

@@ -1,0 +1,93 @@
+"""The settings: `SIDESTREAM_<NAME>` in the environment, else `<name>` in a TOML file, else the default below.
+
+The file is named by SIDESTREAM_CONFIG. Every field is checked before anything starts, so that every bad value can be
+named in one message. Lists are comma-separated in the environment, tables are JSON. Vendors' own variables (API keys,
+base URLs) belong to the providers that read them.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+from msgspec.structs import FieldInfo
+
+from .request import ProviderSettings, Seconds
+
+PREFIX = "SIDESTREAM_"
+Bytes = Annotated[int, Meta(gt=0)]
+Doc = Meta
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What an operator can set. A request may shorten the three deadlines, never lengthen them."""
+
+    model: Annotated[str, Doc(description="default model, `provider/model`; else the first provider that is ready")] = (
+        ""
+    )
+    run_timeout: Annotated[Seconds, Doc(description="longest a run may take, seconds")] = 600.0
+    first_token_timeout: Annotated[Seconds, Doc(description="longest wait for the first content, seconds")] = 120.0
+    idle_timeout: Annotated[Seconds, Doc(description="longest silence between contents, seconds")] = 60.0
+    max_run_bytes: Annotated[Bytes, Doc(description="largest answer kept, bytes; past it the run ends")] = 16 * 2**20
+    max_body_bytes: Annotated[Bytes, Doc(description="largest request body, bytes")] = 16 * 2**20
+    ping_interval: Annotated[
+        float, Meta(ge=0), Doc(description="seconds between pings on an open stream, 0 for none")
+    ] = 15.0
+    send_timeout: Annotated[Seconds, Doc(description="a viewer that takes nothing for so long is let go, seconds")] = (
+        60.0
+    )
+    retry_ms: Annotated[
+        int, Meta(ge=0), Doc(description="how long an EventSource waits before it reconnects, milliseconds")
+    ] = 3000
+    allowed_origins: Annotated[
+        list[str], Doc(description="other sites whose pages may use this service, as `https://app.example`")
+    ] = []
+    providers: Annotated[
+        dict[str, ProviderSettings], Doc(description="more providers, or other models for the built-in ones")
+    ] = field(default_factory=dict)
+
+
+def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """Read the settings. Beside them comes a list of every bad value and every name that is no setting."""
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    fields = {f.name: f for f in msgspec.structs.fields(Settings)}
+    for source, name, raw in [*_from_file(environ, problems), *_from_environment(environ)]:
+        if name not in fields:
+            problems.append(f"{source}: no such setting")
+            continue
+        try:
+            values[name] = _convert(raw, fields[name])
+        except (msgspec.ValidationError, msgspec.DecodeError) as exc:
+            problems.append(f"{source}: {exc}")
+    return Settings(**values), problems
+
+
+def _convert(raw: Any, spec: FieldInfo) -> Any:
+    if isinstance(raw, str) and spec.name == "allowed_origins":
+        raw = [origin for part in raw.split(",") if (origin := part.strip())]
+    elif isinstance(raw, str) and spec.name == "providers":
+        raw = msgspec.json.decode(raw)
+    return msgspec.convert(raw, spec.type, strict=False)
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
+    return [
+        (key, key.removeprefix(PREFIX).lower(), value)
+        for key, value in sorted(environ.items())
+        if key.startswith(PREFIX) and key != PREFIX + "CONFIG" and value != ""
+    ]
+
+
+def _from_file(environ: Mapping[str, str], problems: list[str]) -> list[tuple[str, str, Any]]:
+    path = environ.get(PREFIX + "CONFIG")
+    if not path:
+        return []
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        problems.append(f"{PREFIX}CONFIG {path}: {exc.strerror if isinstance(exc, OSError) else exc}")
+        return []
+    return [(f"{path}: {name}", name, value) for name, value in table.items()]

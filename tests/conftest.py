@@ -1,0 +1,94 @@
+"""A real service in a process of its own, on a free port, with the environment a test gives it and no other."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from .client import DEADLINE, get
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Service:
+    """`uvicorn service:app` (or another command) running; `log` is all it has printed."""
+
+    def __init__(self, environ: dict[str, str], command: list[str], port: int, log: Path) -> None:
+        self.port = port
+        self._log = log
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env={**clean, **environ}, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait(self) -> "Service":
+        """Return once it answers. Raises AssertionError where it ended instead."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            assert self.process.poll() is None, f"the service ended: {self.log}"
+            assert time.monotonic() < deadline, f"the service does not answer: {self.log}"
+            with suppress(OSError), get(self.port, "/healthz") as client:
+                client.read()
+                return self
+            time.sleep(0.02)  # nothing to wait on: the port opens when it opens
+
+    def stop(self, sign: int = signal.SIGTERM) -> int:
+        """Stop it and return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(sign)
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+# What a developer's shell may hold and a test must not see.
+FOREIGN = ("SIDESTREAM_", "OPENAI_", "ANTHROPIC_")
+Start = Callable[..., Service]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def start_service() -> Iterator[Start]:
+    """Start services: `start_service(SIDESTREAM_X=...)`; all are stopped at the end of the session."""
+    started: list[Service] = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def start(*options: str, command: list[str] | None = None, **environ: str) -> Service:
+            port = free_port()
+            uvicorn = [sys.executable, "-m", "uvicorn", "service:app"]
+            line = [*(command or uvicorn), "--port", str(port), *options]
+            service = Service(environ, line, port, Path(folder) / f"{len(started)}.log")
+            started.append(service)
+            return service.wait()
+
+        yield start
+        for service in started:
+            with suppress(subprocess.TimeoutExpired):
+                service.stop()
+
+
+@pytest.fixture(scope="session")
+def service(start_service: Start) -> Service:
+    """A service without any key: the scripted provider, and the embedded model where it is installed."""
+    return start_service()

@@ -1,0 +1,128 @@
+"""The native request, as JSON or as a query string, and the native form of an event's data: one line of JSON."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec.structs import asdict
+
+from streaming.errors import RequestError
+from streaming.events import Event
+from streaming.request import Message, RunRequest, Sampling, Seconds
+from streaming.runs import Limits
+
+# Names that an EventSource or its stand-ins add, and those of the same things elsewhere.
+EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
+_JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options"}
+
+
+class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client sends. One of `message`, `question` (the same by another name) and `messages`."""
+
+    message: str | None = None
+    question: str | None = None
+    messages: list[Message] | None = None
+    model: str | None = None
+    system: str | None = None
+    system_prompt: str | None = None
+    run_timeout: Seconds | None = None
+    first_token_timeout: Seconds | None = None
+    idle_timeout: Seconds | None = None
+
+    def to_run(self, model: str) -> RunRequest:
+        """Return the request to a provider. Raises RequestError where the conversation is none."""
+        sampling = {name: getattr(self, name) for name in Sampling.__struct_fields__}
+        system = _either("system", self.system, "system_prompt", self.system_prompt)
+        return RunRequest(model=model, messages=self._conversation(), system=system, **sampling)
+
+    def limits(self, limits: Limits) -> Limits:
+        """Return `limits` with this request's deadlines in them; it may shorten them only."""
+        shorter = {}
+        for name in ("run_timeout", "first_token_timeout", "idle_timeout"):
+            asked, most = getattr(self, name), getattr(limits, name)
+            if asked is not None and asked > most:
+                raise RequestError("invalid_request", f"`{name}` can be at most {most:g} seconds here.", field=name)
+            if asked is not None:
+                shorter[name] = asked
+        return Limits(**{**asdict(limits), **shorter})
+
+    def _conversation(self) -> list[Message]:
+        message = _either("message", self.message, "question", self.question)
+        if (message is None) == (self.messages is None):
+            which = "either `message` or `messages`, not both" if message is not None else "`message` or `messages`"
+            raise RequestError("invalid_request", f"Send {which}.", field="message")
+        if message is not None:
+            _check(bool(message.strip()), "message", "`message` is empty.")
+            return [Message("user", message)]
+        assert self.messages is not None
+        _check(bool(self.messages), "messages", "`messages` is empty.")
+        for place, turn in enumerate(self.messages):
+            _check(bool(turn.content or turn.tool_calls), "messages", f"`messages[{place}]` has no content.")
+            _check(turn.role != "tool" or bool(turn.tool_call_id), "messages", f"`messages[{place}]` answers no call.")
+        return self.messages
+
+
+def _either(name: str, value: str | None, other: str, other_value: str | None) -> str | None:
+    if value is not None and other_value is not None:
+        raise RequestError("invalid_request", f"`{name}` and `{other}` are the same; send one of them.", field=other)
+    return other_value if value is None else value
+
+
+def _check(holds: bool, field: str, text: str) -> None:
+    if not holds:
+        raise RequestError("invalid_request", text, field=field)
+
+
+_decode = msgspec.json.Decoder(ChatRequest).decode
+
+
+def decode_body(body: bytes) -> ChatRequest:
+    """Decode a JSON body. Raises RequestError that names what is wrong and where."""
+    if not body.strip():
+        raise RequestError("invalid_request", "The body is empty; send a JSON object.")
+    try:
+        return _decode(body)
+    except msgspec.ValidationError as exc:
+        raise _invalid(str(exc)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise RequestError("invalid_request", "The body is not valid JSON.") from None
+
+
+def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
+    """Decode a query string's pairs; lists and objects are JSON in them. Raises RequestError as decode_body does."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in EVENT_ID_PARAMETERS:
+            continue
+        if name in fields:
+            raise RequestError("invalid_request", f"`{name}` is given twice.", field=name)
+        try:
+            fields[name] = msgspec.json.decode(value) if name in _JSON_PARAMETERS else value
+        except (msgspec.DecodeError, RecursionError):
+            raise RequestError("invalid_request", f"`{name}` is not valid JSON.", field=name) from None
+    try:
+        return msgspec.convert(fields, ChatRequest, strict=False)
+    except msgspec.ValidationError as exc:
+        raise _invalid(str(exc)) from None
+
+
+def _invalid(text: str) -> RequestError:
+    """Name the field a validation error is about, from msgspec's path (`$.messages[0].role`) or its own words."""
+    found = re.search(r"at `\$\.(\w+)|field `(\w+)`", text)
+    field = next(filter(None, found.groups()), None) if found else None
+    return RequestError("invalid_request", f"Bad request: {text}.", field=field)
+
+
+# Line ends to more readers than JSON knows of: clients that split lines as Unicode does would cut the text there.
+_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def json_line(value: Event | dict[str, Any]) -> bytes:
+    """Encode as JSON that no reader takes for more than one line."""
+    line = _encode(value)
+    if b"\xe2\x80" in line or b"\xc2\x85" in line:
+        for raw, escaped in _LINE_ENDS:
+            line = line.replace(raw, escaped)
+    return line

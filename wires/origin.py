@@ -1,0 +1,28 @@
+"""Whose pages may use this service: its own, and those of the sites it allows. Programs that are no browsers may.
+
+A browser says where a request comes from: Fetch Metadata (`Sec-Fetch-Site`) where it can, `Origin` on every request of
+another origin that scripts can read or that may change something, and mostly `Referer`. A page of another site could
+otherwise spend our upstream's money with an image tag.
+"""
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from streaming.errors import RequestError
+
+
+def check_origin(headers: Headers, allowed: Collection[str]) -> None:
+    """Raise RequestError forbidden where another site's page makes the browser ask."""
+    origin = headers.get("origin")
+    if origin is not None and origin in allowed:
+        return
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        own = site in ("same-origin", "none")
+    else:
+        said = origin or headers.get("referer")
+        own = said is None or (said != "null" and urlsplit(said).netloc == headers.get("host"))
+    if not own:
+        raise RequestError("forbidden", "Pages of other sites may not use this service (SIDESTREAM_ALLOWED_ORIGINS).")

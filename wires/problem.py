@@ -1,0 +1,56 @@
+"""Errors before the first byte: `application/problem+json` (RFC 9457), with our `code` and the `field` it is about."""
+
+import logging
+import traceback
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from streaming.errors import Fault, ServiceError
+
+from .chat import json_line
+
+logger = logging.getLogger("sidestream")
+
+
+def problem(fault: Fault) -> Response:
+    """Render a fault. A retryable one says when to try again, as HTTP wants of a 503."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": fault.title,
+        "status": fault.status,
+        "detail": fault.text,
+        "code": fault.code,
+    }
+    if fault.field:
+        body["field"] = fault.field
+    headers = {"Cache-Control": "no-store", **fault.headers}
+    return Response(json_line(body), fault.status, headers, "application/problem+json")
+
+
+class Problems:
+    """Outermost middleware: what nobody caught becomes a problem, and a log entry that repeats no words of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            return  # while we read its body; nobody is left to answer
+        except Exception as exc:
+            where = "".join(traceback.format_tb(exc.__traceback__))
+            logger.error("internal error: %s\n%s", type(exc).__name__, where)
+            if started or scope["type"] != "http":
+                return
+            await problem(ServiceError("internal", "Something went wrong in the service."))(scope, receive, send)
