@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -54,11 +55,6 @@ class ModelServer:
         self._child: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
 
-    @staticmethod
-    def available() -> bool:
-        """Whether the server and a model are installed (the `local` extra and the model's package)."""
-        return _model_file() is not None and importlib.util.find_spec("xllamacpp") is not None
-
     def address(self) -> Address:
         """Return where the server is, starting it if need be. Raises UpstreamError where it does not come up."""
         deadline = time.monotonic() + START_TIMEOUT
@@ -74,21 +70,19 @@ class ModelServer:
         """End the server if it is ours. Idempotent."""
         if self._lock is None:
             return
-        if self._child and self._child.stdin:
-            self._child.stdin.close()
-            self._child.wait(timeout=10)
-        self._child = None
+        self._end_child()
         (self._folder / "address").unlink(missing_ok=True)
         (self._folder / "lock").unlink(missing_ok=True)
         self._lock.close()
         self._lock = None
-        self._folder.rmdir()
+        with suppress(OSError):  # another worker is in it
+            self._folder.rmdir()
 
     def _take_lock(self) -> bool:
         """Become the owner unless another worker is. The lock falls with the process that holds it."""
         if self._lock is None:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            if self._folder.stat().st_uid != os.getuid():
+            if self._folder.lstat().st_uid != os.getuid():
                 raise UpstreamError("upstream_unavailable", "The embedded model's folder belongs to another user.")
             lock = (self._folder / "lock").open("wb")
             try:
@@ -99,7 +93,14 @@ class ModelServer:
             self._lock = lock
         return True
 
+    def _end_child(self) -> None:
+        if self._child and self._child.stdin:
+            self._child.stdin.close()
+            self._child.wait(timeout=10)
+        self._child = None
+
     def _start(self) -> None:
+        self._end_child()
         (self._folder / "address").unlink(missing_ok=True)
         key = secrets.token_urlsafe(24)
         self._child = subprocess.Popen(
@@ -110,7 +111,8 @@ class ModelServer:
             stderr=subprocess.DEVNULL,
         )
         assert self._child.stdout
-        url = self._child.stdout.readline().decode().strip()
+        with self._child.stdout as out:
+            url = out.readline().decode().strip()
         if not url:
             raise UpstreamError("upstream_unavailable", "The embedded model could not be started.")
         written = self._folder / "address.new"
@@ -136,6 +138,10 @@ def _model_file() -> Path | None:
     return next(Path(folders[0]).glob("*.gguf"), None) if folders else None
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _serve(model: str) -> None:
     """The child: serve `model` on a free loopback port, print the address, end when the owner's pipe closes."""
     import xllamacpp  # the owner never needs it
@@ -151,7 +157,8 @@ def _serve(model: str) -> None:
     params.n_parallel = SLOTS
     params.n_ctx = CONTEXT
     params.kv_unified = True
-    params.cpuparams.n_threads = min(len(os.sched_getaffinity(0)), 8)
+    # Half of the cores: its threads wait for one another at every layer, so on a busy machine the slowest sets the pace.
+    params.cpuparams.n_threads = max(1, min(_cores() // 2, 8))
     params.ui = False
     params.n_predict = MAX_TOKENS
     params.sampling.temp = 0.0  # the same question, the same answer; a request's own temperature counts

@@ -40,12 +40,16 @@ class Client:
         if receive_buffer:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._socket.settimeout(DEADLINE)
-        self._socket.connect(("127.0.0.1", port))
         lines = [f"{method} {target} HTTP/{http}", f"Host: 127.0.0.1:{port}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if body:
             lines.append(f"Content-Length: {len(body)}")
-        self._socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        try:
+            self._socket.connect(("127.0.0.1", port))
+            self._socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        except OSError:
+            self._socket.close()
+            raise
 
     def __enter__(self) -> "Client":
         return self
@@ -118,6 +122,17 @@ class Client:
             if "data" in fields:
                 return Event(fields["event"], fields["id"], json.loads(fields["data"]))
         return None
+
+    def line(self) -> Any:
+        """Return the next NDJSON line that is no ping."""
+        while True:
+            while b"\n" not in (rest := self.body[self._taken :]):
+                if self.whole or not self._more():
+                    raise ConnectionError(f"no further line after {self.body[-200:]!r}")
+            found = rest.partition(b"\n")[0]
+            self._taken += len(found) + 1
+            if found:
+                return json.loads(found)
 
     def __iter__(self) -> Iterator[Event]:
         while event := self.next():

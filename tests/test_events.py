@@ -1,0 +1,209 @@
+"""The vocabulary: what each event looks like as JSON, which ones end a run, and how deltas are merged."""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import UNSET
+
+from streaming.events import (
+    Cancelled,
+    Delta,
+    Done,
+    Error,
+    Event,
+    Reasoning,
+    Start,
+    Terminal,
+    Token,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+    Usage,
+    merge,
+)
+
+USAGE = Usage(7, 3)
+SHAPES: list[tuple[Event, str, str]] = [
+    (
+        Start(run="ab12", provider="openai", model="gpt", created=1_700_000_000),
+        "start",
+        '{"run":"ab12","provider":"openai","model":"gpt","created":1700000000}',
+    ),
+    (Token(" Paris"), "token", '{"token":" Paris"}'),
+    (Token("x", node="agent", ns=("a", "b")), "token", '{"token":"x","node":"agent","ns":["a","b"]}'),
+    (Reasoning("hm"), "reasoning", '{"reasoning":"hm"}'),
+    (Reasoning("hm", node="agent", ns=()), "reasoning", '{"reasoning":"hm","node":"agent","ns":[]}'),
+    (ToolCallDelta(0, '{"a'), "tool_call_delta", '{"index":0,"args_delta":"{\\"a"}'),
+    (
+        ToolCallDelta(1, "", "call_1", "f", "agent", ("a",)),
+        "tool_call_delta",
+        '{"index":1,"args_delta":"","id":"call_1","tool":"f","node":"agent","ns":["a"]}',
+    ),
+    (ToolCall("call_1", "f", {"a": [1, None]}), "tool_call", '{"id":"call_1","tool":"f","args":{"a":[1,null]}}'),
+    (ToolCall("call_1", "f", '{"a'), "tool_call", '{"id":"call_1","tool":"f","args":"{\\"a"}'),
+    (
+        ToolResult("call_1", "f", {"sky": "clear"}, node="tools"),
+        "tool_result",
+        '{"id":"call_1","tool":"f","content":{"sky":"clear"},"node":"tools"}',
+    ),
+    (
+        Done(finish_reason="stop", model="gpt", usage=USAGE, tokens=3, ttft_ms=12, latency_ms=40),
+        "done",
+        '{"done":true,"finish_reason":"stop","model":"gpt","usage":{"input_tokens":7,"output_tokens":3},'
+        '"tokens":3,"ttft_ms":12,"latency_ms":40}',
+    ),
+    (
+        Done(finish_reason="length", model="gpt", usage=Usage(1, 0, 1, 0, True), tokens=0, ttft_ms=None, latency_ms=1),
+        "done",
+        '{"done":true,"finish_reason":"length","model":"gpt","usage":{"input_tokens":1,"output_tokens":0,'
+        '"cached_tokens":1,"reasoning_tokens":0,"estimated":true},"tokens":0,"ttft_ms":null,"latency_ms":1}',
+    ),
+    (
+        Error(error="It broke.", code="upstream_incomplete", retryable=True, usage=USAGE),
+        "error",
+        '{"done":true,"error":"It broke.","code":"upstream_incomplete","retryable":true,'
+        '"usage":{"input_tokens":7,"output_tokens":3}}',
+    ),
+    (
+        Cancelled(reason="disconnected", usage=USAGE),
+        "cancelled",
+        '{"done":true,"reason":"disconnected","usage":{"input_tokens":7,"output_tokens":3}}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "name", "data"), SHAPES, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_event_has_the_name_and_the_data_clients_know(event: Event, name: str, data: str) -> None:
+    assert (event.name, msgspec.json.encode(event).decode()) == (name, data)
+
+
+def test_every_event_of_the_vocabulary_has_its_shape_pinned_above() -> None:
+    def leaves(kind: type[Event]) -> Iterator[type[Event]]:
+        below = [leaf for child in kind.__subclasses__() for leaf in leaves(child)]
+        yield from below or [kind]
+
+    ours = {kind for kind in leaves(Event) if kind.__module__ == "streaming.events"}
+    assert ours == {type(event) for event, _, _ in SHAPES}
+
+
+def test_done_error_and_cancelled_and_no_others_end_a_run() -> None:
+    assert {event.name for event, _, _ in SHAPES if isinstance(event, Terminal)} == {"done", "error", "cancelled"}
+
+
+def test_every_terminal_event_says_done_so_that_a_reader_of_data_alone_can_stop() -> None:
+    said = {event.name: msgspec.to_builtins(event).get("done") for event, _, _ in SHAPES}
+    assert {name for name, done in said.items() if done is True} == {"done", "error", "cancelled"}
+
+
+def test_an_event_cannot_be_changed_once_it_is_said() -> None:
+    with pytest.raises(AttributeError, match="immutable type: 'Token'"):
+        Token("a").token = "b"  # type: ignore[misc]  # what the test is about
+
+
+def test_adjacent_deltas_become_one_with_the_number_of_the_last() -> None:
+    assert merge([Token("a"), Token("b"), Token("c")], 4) == [(7, Token("abc"))]
+
+
+def test_a_lone_delta_passes_as_the_object_it_is() -> None:
+    token = Token("a")
+    [(seq, merged)] = merge([token], 0)
+    assert (seq, merged is token) == (1, True)
+
+
+def test_nothing_merges_to_nothing() -> None:
+    assert merge([], 9) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Token("a"), Reasoning("a")),
+        (Token("a"), Token("a", node="agent")),
+        (Token("a", node="agent"), Token("a", node="tools")),
+        (Token("a", ns=()), Token("a")),
+        (Token("a", ns=("x",)), Token("a", ns=("x", "y"))),
+        (Reasoning("a"), Reasoning("a", node="agent")),
+        (Reasoning("a", ns=("x",)), Reasoning("a", ns=("y",))),
+        (ToolCallDelta(0, "a"), Token("a")),
+        (ToolCallDelta(0, "a"), ToolCallDelta(1, "a")),
+        (ToolCallDelta(0, "a"), ToolCallDelta(0, "a", node="agent")),
+        (ToolCallDelta(0, "a", ns=("x",)), ToolCallDelta(0, "a", ns=("y",))),
+        (ToolCallDelta(0, "a", "call_1", "f"), ToolCallDelta(0, "a", "call_2", "f")),
+    ],
+)
+def test_deltas_of_another_kind_index_node_or_namespace_stay_apart(one: Delta, other: Delta) -> None:
+    assert merge([one, other, one], 0) == [(1, one), (2, other), (3, one)]
+
+
+@pytest.mark.parametrize("between", [event for event, _, _ in SHAPES if not isinstance(event, Delta)])
+def test_deltas_are_never_merged_across_another_event(between: Event) -> None:
+    assert merge([Token("a"), Token("b"), between, Token("c")], 0) == [(2, Token("ab")), (3, between), (4, Token("c"))]
+
+
+def test_a_tool_call_keeps_its_name_and_id_when_its_arguments_are_joined() -> None:
+    opening, more = ToolCallDelta(2, '{"a', "call_1", "f", "agent", ("x",)), ToolCallDelta(2, '":1}', UNSET, UNSET, "agent", ("x",))
+    assert merge([opening, more], 0) == [(2, ToolCallDelta(2, '{"a":1}', "call_1", "f", "agent", ("x",)))]
+
+
+def test_a_token_keeps_its_node_and_namespace_when_it_is_joined() -> None:
+    assert merge([Token("a", "agent", ("x",)), Token("b", "agent", ("x",))], 0) == [(2, Token("ab", "agent", ("x",)))]
+    assert merge([Reasoning("a", "agent", ("x",)), Reasoning("b", "agent", ("x",))], 0) == [
+        (2, Reasoning("ab", "agent", ("x",)))
+    ]
+
+
+_text = st.text("abé", max_size=3)
+_node = st.sampled_from([UNSET, "agent"])
+_ns = st.sampled_from([UNSET, ("x",)])
+_events = st.lists(
+    st.one_of(
+        st.builds(Token, _text, _node, _ns),
+        st.builds(Reasoning, _text, _node, _ns),
+        st.builds(ToolCallDelta, st.integers(0, 1), _text, st.just(UNSET), st.just(UNSET), _node, _ns),
+        st.builds(ToolCallDelta, st.integers(0, 1), _text, st.sampled_from(["call_1", "call_2"]), st.just("f")),
+        st.just(ToolCall("call_1", "f", {})),
+    ),
+    max_size=12,
+)
+
+
+def said(events: Iterable[Event]) -> list[Any]:
+    """Spell events out: what they say, whatever the deltas it came in."""
+    spelled: list[Any] = []
+    for event in events:
+        if not isinstance(event, Delta):
+            spelled.append(event)
+            continue
+        if isinstance(event, ToolCallDelta) and event.id is not UNSET:
+            spelled.append((event.kin, "opens", event.id, event.tool))
+        spelled += [(event.kin, character) for character in event.text]
+    return spelled
+
+
+@given(_events, st.lists(st.integers(0, 12)))
+def test_any_batching_of_the_same_events_says_the_same(events: list[Event], cuts: list[int]) -> None:
+    places = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
+    merged = [pair for start, end in pairwise(places) for pair in merge(events[start:end], start)]
+    assert said(event for _, event in merged) == said(events)
+    for place, (seq, _) in enumerate(merged, 1):  # whoever names `seq` has seen all up to it
+        assert said(event for _, event in merged[:place]) == said(events[:seq])
+    assert [seq for seq, _ in merged][-1:] == [len(events)][: len(merged)]
+
+
+@given(_events)
+def test_nothing_that_could_be_merged_stays_apart(events: list[Event]) -> None:
+    for (_, one), (_, other) in pairwise(merge(events, 0)):
+        opens = isinstance(other, ToolCallDelta) and other.id is not UNSET
+        assert opens or not (isinstance(one, Delta) and isinstance(other, Delta) and one.kin == other.kin)
+
+
+@given(_events, st.integers(0, 10**6))
+def test_numbers_ascend_from_where_the_reader_was(events: list[Event], after: int) -> None:
+    numbers = [seq for seq, _ in merge(events, after)]
+    assert numbers == sorted(set(numbers))
+    assert all(after < seq <= after + len(events) for seq in numbers)

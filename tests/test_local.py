@@ -1,0 +1,188 @@
+"""The embedded model for real: llama.cpp's server in its child process, through the service and through both SDKs."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import anthropic
+import openai
+import pytest
+
+from providers.local import Address, ModelServer
+from streaming.request import ProviderSettings
+
+from .client import DEADLINE, get, post, text
+from .conftest import Service, Start
+
+QUESTION = "What is the capital of France?"
+Value = TypeVar("Value")
+
+
+def eventually(look: Callable[[], Value]) -> Value:
+    """Return what `look` finds as soon as it finds something."""
+    deadline = time.monotonic() + DEADLINE
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)  # /proc tells nobody when it changes
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes below `pid`, however deep."""
+    below: list[int] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            below += [int(stat.parent.name), *children(int(stat.parent.name))]
+    return below
+
+
+def model_servers(pid: int) -> list[int]:
+    return [child for child in children(pid) if "providers.local" in _command(child)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def alive(pid: int) -> bool:
+    return "providers.local" in _command(pid)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Address]:
+    server = ModelServer(ProviderSettings())
+    yield server.address()
+    server.close()
+
+
+def test_the_capital_of_france_is_paris(service: Service) -> None:
+    with get(service.port, message=QUESTION) as client:
+        events = list(client)
+    assert [events[0].name, events[-1].name] == ["start", "done"]
+    assert {event.name for event in events[1:-1]} == {"token"}
+    assert events[0].data["provider"] == "local"
+    assert "Paris" in text(events)
+    done = events[-1].data
+    assert done["finish_reason"] == "stop"
+    assert done["model"] == "smollm2"
+    assert done["tokens"] >= 5
+    assert done["usage"]["output_tokens"] >= 5
+    assert "estimated" not in done["usage"]
+
+
+def test_the_conversation_so_far_counts(service: Service) -> None:
+    turns = [
+        {"role": "user", "content": "What is the capital of Italy?"},
+        {"role": "assistant", "content": "The capital of Italy is Rome."},
+        {"role": "user", "content": "And the capital of France?"},
+    ]
+    with post(service.port, messages=turns, max_tokens=20) as client:
+        assert "Paris" in text(list(client))
+
+
+def test_max_tokens_ends_with_length(service: Service) -> None:
+    with post(service.port, message="Tell me a long story.", max_tokens=5) as client:
+        events = list(client)
+    assert events[-1].data["finish_reason"] == "length"
+    assert events[-1].data["usage"]["output_tokens"] == 5
+
+
+def test_a_schema_shapes_the_answer(service: Service) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    shape = {"type": "json_schema", "json_schema": {"name": "capital", "schema": schema}}
+    with post(service.port, message=QUESTION, response_format=shape, max_tokens=60) as client:
+        assert json.loads(text(list(client))) == {"city": "Paris"}
+
+
+def test_both_sdks_stream_from_the_model_server(model: Address) -> None:
+    chat = openai.OpenAI(api_key=model.api_key, base_url=model.base_url)
+    with chat.chat.completions.create(
+        model="smollm2", messages=[{"role": "user", "content": QUESTION}], stream=True
+    ) as chunks:
+        assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    claude = anthropic.Anthropic(api_key=model.api_key, base_url=model.base_url.removesuffix("/v1"))
+    with claude.messages.stream(
+        model="smollm2", max_tokens=50, messages=[{"role": "user", "content": QUESTION}]
+    ) as stream:
+        assert "Paris" in "".join(stream.text_stream)
+    chat.close()
+    claude.close()
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_the_vendors_own_variables_lead_to_a_real_model(start_service: Start, model: Address, provider: str) -> None:
+    root = model.base_url.removesuffix("/v1")
+    service = start_service(
+        OPENAI_API_KEY=model.api_key,
+        OPENAI_BASE_URL=model.base_url,
+        ANTHROPIC_API_KEY=model.api_key,
+        ANTHROPIC_BASE_URL=root,
+    )
+    with post(service.port, f"/{provider}/stream", message=QUESTION, model="smollm2") as client:
+        events = list(client)
+    assert "Paris" in text(events)
+    assert events[0].data["provider"] == provider
+    assert events[-1].data["finish_reason"] == "stop"
+    assert events[-1].data["usage"]["input_tokens"] > 10
+    assert not model_servers(service.process.pid), "a service with keys needs no model of its own"
+
+
+def test_a_stop_frees_the_model_for_the_next_question(service: Service) -> None:
+    for _ in range(6):  # more than there are slots
+        client = post(service.port, message="Count from one to a thousand, in words.", max_tokens=1000)
+        client.until("token")
+        client.hang_up()
+    with get(service.port, message=QUESTION) as client:
+        assert "Paris" in text(list(client))
+
+
+def test_the_model_ends_with_the_service(start_service: Start) -> None:
+    service = start_service()
+    with get(service.port, message=QUESTION) as client:
+        client.until("done")
+    (server,) = model_servers(service.process.pid)
+    service.stop()
+    assert not alive(server)
+
+
+def test_not_even_kill_9_leaves_an_orphan(start_service: Start) -> None:
+    service = start_service()
+    with get(service.port, message=QUESTION) as client:
+        client.until("done")
+    (server,) = model_servers(service.process.pid)
+    service.stop(signal.SIGKILL)
+    eventually(lambda: not alive(server))
+
+
+def test_one_model_server_serves_all_workers_and_is_started_anew_when_its_owner_dies(start_service: Start) -> None:
+    command = [sys.executable, "-c", "import service; service.main()"]
+    service = start_service("--workers", "2", command=command)
+
+    def workers() -> list[int]:
+        return [pid for pid in children(service.process.pid) if "spawn_main" in _command(pid)]
+
+    eventually(lambda: len(workers()) == 2)
+    for _ in range(8):
+        with get(service.port, message=QUESTION) as client:
+            assert "Paris" in text(list(client))
+    (server,) = model_servers(service.process.pid)
+    (owner,) = [pid for pid in workers() if server in children(pid)]
+    os.kill(owner, signal.SIGKILL)
+    eventually(lambda: not alive(server))
+    with get(service.port, message=QUESTION) as client:
+        assert "Paris" in text(list(client))
+    assert len(model_servers(service.process.pid)) == 1
+    service.stop()
+    assert not model_servers(service.process.pid)
