@@ -6,6 +6,7 @@ put together; what each does is in wires/, providers/ and streaming/.
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -23,7 +24,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from providers.registry import Providers
 from streaming.errors import Fault, RequestError, SettingsError
@@ -35,6 +37,7 @@ from wires.ndjson import LineStream
 from wires.origin import check_origin
 from wires.problem import Problems, problem
 from wires.sse import EventStream
+from wires.websocket import Conversation
 
 PAGE = Path(__file__).parent / "web" / "index.html"
 logger = logging.getLogger("sidestream")
@@ -64,17 +67,31 @@ class Service:
             return ended
         else:
             chat = decode_query(request.query_params.multi_items())
-        return self._follow(chat, provider, ndjson=ndjson or NDJSON in request.headers.get("accept", ""))
+        run = self._run(chat, provider)
+        return self._follow(run, ndjson=ndjson or NDJSON in request.headers.get("accept", ""))
 
-    def _follow(self, chat: ChatRequest, provider: str | None, *, ndjson: bool) -> Response:
+    def _run(self, chat: ChatRequest, provider: str | None = None) -> Run:
+        """Make the run of a request; whoever follows it starts it."""
         model = self.providers.resolve(chat.model, provider)
         candidate = Candidate(model.provider, chat.to_run(model.model), partial(self.providers.load, model.provider))
-        run = Run(candidate, chat.limits(self.limits))
+        return Run(candidate, chat.limits(self.limits))
+
+    def _follow(self, run: Run, *, ndjson: bool) -> Response:
         begin = partial(self.runs.start, run)  # not for a HEAD: its response never calls it
         ping, send = self.settings.ping_interval, self.settings.send_timeout
         if ndjson:
             return LineStream(run, begin, ping_interval=ping, send_timeout=send)
         return EventStream(run, begin, retry_ms=self.settings.retry_ms, ping_interval=ping, send_timeout=send)
+
+    async def websocket(self, socket: WebSocket) -> None:
+        """Many turns over one socket."""
+        try:
+            check_origin(socket.headers, self.settings.allowed_origins)
+            conversation = Conversation(socket, self._run, self.runs.start, self.settings.send_timeout)
+        except Fault as fault:
+            await socket.send_denial_response(problem(fault))
+            return
+        await conversation.serve()
 
     async def _body(self, request: Request) -> bytes:
         """Read a JSON body. Raises RequestError where it says to be something else or grows too large."""
@@ -120,6 +137,8 @@ class Service:
             await self.providers.warm()
         except Fault as exc:
             logger.error("%s: %s", exc.code, exc.text)  # whoever asks for it is told again
+        # The SDKs' several 100,000 objects are here to stay; walking them would halt every stream for 0.1 s and more.
+        gc.freeze()
 
 
 def _reconnect(request: Request) -> Response | None:
@@ -173,6 +192,7 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),
         Route("/stream", partial(chat, ndjson=True), methods=get_and_post),
+        WebSocketRoute("/ws/chat", service.websocket),
         Route("/{name}/stream", chat, methods=get_and_post),
     ]
     middleware = [Middleware(Problems)]

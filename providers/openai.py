@@ -124,6 +124,7 @@ class Translation:
     def feed(self, data: bytes) -> Iterator[Item]:
         if data == b"[DONE]":
             self.over = True
+            self._reason = self._reason or "stop"  # not every server names one
             yield from self.eof()
             return
         chunk = _decode(data)

@@ -113,8 +113,12 @@ def _script(request: RunRequest) -> list[Step]:
         return [Step(say=_said(request.messages[-1]), every=0.01)]
     if request.model != "custom":
         return SCRIPTS[request.model]
+    script = (request.provider_options or {}).get("script")
+    if script is None:
+        text = "scripted/custom plays what `provider_options.script` says: a list of steps."
+        raise RequestError("invalid_request", text, field="provider_options")
     try:
-        return msgspec.convert((request.provider_options or {}).get("script"), list[Step])
+        return msgspec.convert(script, list[Step])
     except msgspec.ValidationError as exc:
         raise RequestError("invalid_request", f"provider_options.script: {exc}", field="provider_options") from exc
 

@@ -79,7 +79,7 @@ def test_the_inspector_shows_every_event_as_it_came(page: Page, service: Service
 
 def test_a_second_question_brings_the_first_along(page: Page, relay: Service, upstream: Upstream) -> None:
     for answer in ("Rome.", "Paris."):
-        upstream.stream(chat({"content": answer}), chat(None, "stop"), b"data: [DONE]\n\n")
+        upstream.stream(chat({"content": answer}), chat({}, "stop"), b"data: [DONE]\n\n")
     ask(page, relay, "Capital of Italy?", "openai/gpt-4o-mini")
     expect(page.get_by_test_id("answer").first).to_have_text("Rome.")
     idle(page)
@@ -118,7 +118,7 @@ def test_a_failure_is_shown_with_what_came_and_can_be_tried_again(
     page: Page, relay: Service, upstream: Upstream
 ) -> None:
     upstream.play(Head(), chat({"content": "Half an"}), END)
-    upstream.stream(chat({"content": "Whole."}), chat(None, "stop"), b"data: [DONE]\n\n")
+    upstream.stream(chat({"content": "Whole."}), chat({}, "stop"), b"data: [DONE]\n\n")
     ask(page, relay, "Go on", "openai/gpt-4o-mini")
     expect(page.get_by_test_id("error")).to_contain_text("upstream_incomplete")
     expect(page.get_by_test_id("answer")).to_have_text("Half an")

@@ -34,7 +34,7 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Return the request to a provider. Raises RequestError where the conversation is none."""
         sampling = {name: getattr(self, name) for name in Sampling.__struct_fields__}
         system = _either("system", self.system, "system_prompt", self.system_prompt)
-        return RunRequest(model=model, messages=self._conversation(), system=system, **sampling)
+        return RunRequest(model=model, messages=self.conversation(), system=system, **sampling)
 
     def limits(self, limits: Limits) -> Limits:
         """Return `limits` with this request's deadlines in them; it may shorten them only."""
@@ -47,7 +47,8 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 shorter[name] = asked
         return Limits(**{**asdict(limits), **shorter})
 
-    def _conversation(self) -> list[Message]:
+    def conversation(self) -> list[Message]:
+        """Return the messages. Raises RequestError where there is none, or one that says nothing."""
         message = _either("message", self.message, "question", self.question)
         if (message is None) == (self.messages is None):
             which = "either `message` or `messages`, not both" if message is not None else "`message` or `messages`"

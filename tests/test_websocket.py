@@ -1,0 +1,149 @@
+"""Many turns over one WebSocket, with the `websockets` library as the client."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from .client import DEADLINE
+from .conftest import Service
+from .recorded import chat
+from .upstream import HOLD, Head, Upstream, relay, upstream, upstream_server
+
+__all__ = ["relay", "upstream", "upstream_server"]  # fixtures
+
+
+@pytest.fixture
+def socket(service: Service) -> Iterator[ClientConnection]:
+    with connect(f"ws://127.0.0.1:{service.port}/ws/chat?model=scripted/echo", proxy=None) as client:
+        yield client
+
+
+def turn(socket: ClientConnection, frame: Any) -> list[tuple[str, Any]]:
+    """Send a frame and return the events up to the end of the turn (or a refusal)."""
+    socket.send(frame if isinstance(frame, str | bytes) else json.dumps(frame))
+    return rest(socket)
+
+
+def rest(socket: ClientConnection) -> list[tuple[str, Any]]:
+    events = []
+    while True:
+        event = json.loads(socket.recv(DEADLINE))
+        events.append((event["event"], event["data"]))
+        if event["event"] in ("done", "error", "cancelled"):
+            return events
+
+
+def said(events: list[tuple[str, Any]]) -> str:
+    return "".join(data["token"] for name, data in events if name == "token")
+
+
+@pytest.mark.parametrize("frame", ["hi there", "42", '"quoted"', "[1]", "{not json", "null"])
+def test_what_is_no_object_is_a_message(socket: ClientConnection, frame: str) -> None:
+    events = turn(socket, frame)
+    assert [events[0][0], events[-1][0]] == ["start", "done"]
+    assert said(events) == frame
+
+
+def test_an_object_is_a_request(socket: ClientConnection) -> None:
+    assert said(turn(socket, {"message": "hi"})) == "hi"
+    assert turn(socket, {"question": "hi", "model": "scripted/hello"})[0][1]["model"] == "hello"
+
+
+def test_the_history_is_sent_on(relay: Service, upstream: Upstream) -> None:
+    for answer in ("Rome.", "Paris.", "Fresh."):
+        upstream.stream(chat({"content": answer}), chat({}, "stop"), b"data: [DONE]\n\n")
+    with connect(f"ws://127.0.0.1:{relay.port}/ws/chat?model=openai&system=Short.", proxy=None) as socket:
+        assert said(turn(socket, "Italy?")) == "Rome."
+        assert said(turn(socket, {"message": "France?"})) == "Paris."
+        assert said(turn(socket, {"messages": [{"role": "user", "content": "Anew."}]})) == "Fresh."
+    system = {"role": "system", "content": "Short."}
+    italy, rome = {"role": "user", "content": "Italy?"}, {"role": "assistant", "content": "Rome."}
+    assert upstream.request().body["messages"] == [system, italy]
+    assert upstream.request().body["messages"] == [system, italy, rome, {"role": "user", "content": "France?"}]
+    assert upstream.request().body["messages"] == [system, {"role": "user", "content": "Anew."}]
+
+
+def test_stop_ends_the_turn_and_the_upstream_and_the_next_turn_works(relay: Service, upstream: Upstream) -> None:
+    upstream.play(Head(), chat({"content": "A long"}), HOLD)
+    upstream.stream(chat({"content": "Next."}), chat({}, "stop"), b"data: [DONE]\n\n")
+    with connect(f"ws://127.0.0.1:{relay.port}/ws/chat", proxy=None) as socket:
+        socket.send("Tell me a story")
+        assert [json.loads(socket.recv(DEADLINE))["event"] for _ in range(2)] == ["start", "token"]
+        socket.send('{"type":"stop"}')
+        ((name, data),) = rest(socket)
+        assert (name, data["reason"]) == ("cancelled", "requested")
+        assert upstream.request().wait().ended == "aborted"
+        assert said(turn(socket, "And now?")) == "Next."
+    assert [message["content"] for message in upstream.request().body["messages"]] == [
+        "Tell me a story",
+        "A long",
+        "And now?",
+    ]
+
+
+def test_a_closed_socket_cancels_the_upstream(relay: Service, upstream: Upstream) -> None:
+    upstream.play(Head(), chat({"content": "A long"}), HOLD)
+    with connect(f"ws://127.0.0.1:{relay.port}/ws/chat", proxy=None) as socket:
+        socket.send("Tell me a story")
+        socket.recv(DEADLINE)
+        exchange = upstream.request()
+    assert exchange.wait().ended == "aborted"
+
+
+def test_what_is_asked_during_a_turn_is_refused_and_disturbs_nothing(service: Service) -> None:
+    with connect(f"ws://127.0.0.1:{service.port}/ws/chat?model=scripted/stall", proxy=None) as socket:
+        socket.send("one")
+        while json.loads(socket.recv(DEADLINE))["data"].get("token") != " long":
+            pass
+        refusal = turn(socket, "two")
+        assert refusal == [
+            (
+                "error",
+                {
+                    "error": "A turn is going on: wait for its end, or stop it.",
+                    "code": "invalid_request",
+                    "retryable": False,
+                },
+            )
+        ]
+        assert turn(socket, {"type": "stop"})[-1][1]["reason"] == "requested"
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"binary", "invalid_request"),
+        ({"mesage": "x"}, "invalid_request"),
+        ({"message": ""}, "invalid_request"),
+        ({"message": "x", "model": "nobody/x"}, "unknown_model"),
+        ({"message": "x", "run_timeout": 100000}, "invalid_request"),
+        ("", "invalid_request"),
+    ],
+)
+def test_a_bad_frame_gets_an_error_and_the_socket_lives_on(socket: ClientConnection, frame: Any, code: str) -> None:
+    ((name, data),) = turn(socket, frame)
+    assert (name, data["code"], "done" in data) == ("error", code, False)
+    assert said(turn(socket, "still here")) == "still here"
+
+
+def test_a_failed_turn_is_forgotten(socket: ClientConnection) -> None:
+    assert turn(socket, {"message": "one", "model": "scripted/cut"})[-1][0] == "error"
+    assert said(turn(socket, "two")) == "two"
+
+
+def test_another_sites_page_cannot_open_one(service: Service) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"ws://127.0.0.1:{service.port}/ws/chat", origin="https://evil.example", proxy=None)  # type: ignore[arg-type]
+    assert refused.value.response.status_code == 403
+    assert json.loads(refused.value.response.body)["code"] == "forbidden"
+
+
+def test_bad_parameters_refuse_the_handshake(service: Service) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"ws://127.0.0.1:{service.port}/ws/chat?temperature=hot", proxy=None)
+    assert refused.value.response.status_code == 400
+    assert json.loads(refused.value.response.body)["field"] == "temperature"
