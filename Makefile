@@ -54,4 +54,4 @@ system:
 	$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis bench/.build
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

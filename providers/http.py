@@ -99,7 +99,7 @@ class Upstreams:
         try:
             async with opening as response:
                 _check_content_type(response.headers.get("content-type", ""))
-                chunks = response.http_response.aiter_bytes()
+                chunks = _body(response.http_response)
                 decoder = SSEDecoder()
                 async for chunk in chunks:
                     batch, fault = _translate(decoder, translation, chunk)
@@ -138,6 +138,13 @@ def _translate(decoder: SSEDecoder, translation: Translation, chunk: bytes) -> t
 def _check_content_type(content_type: str) -> None:
     if not content_type.lower().startswith("text/event-stream"):
         raise UpstreamError("upstream_invalid", "The upstream answered with something that is not an event stream.")
+
+
+def _body(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """Iterate the body as it arrives; past httpx2's own layers of iterators where there is nothing to decompress."""
+    if "content-encoding" in response.headers or not isinstance(response.stream, httpx2.AsyncByteStream):
+        return response.aiter_bytes()
+    return aiter(response.stream)
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

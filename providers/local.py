@@ -157,7 +157,8 @@ def _serve(model: str) -> None:
     params.n_parallel = SLOTS
     params.n_ctx = CONTEXT
     params.kv_unified = True
-    # Half of the cores: its threads wait for one another at every layer, so on a busy machine the slowest sets the pace.
+    # Half of the cores: its threads wait for one another at every layer, so on a busy machine the slowest sets the
+    # pace; besides, the service needs one.
     params.cpuparams.n_threads = max(1, min(_cores() // 2, 8))
     params.ui = False
     params.n_predict = MAX_TOKENS
