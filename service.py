@@ -61,14 +61,15 @@ class Service:
         if provider is not None and provider not in self.providers.names:
             raise RequestError("unknown_model", f"There is no provider {provider!r}.", field="model")
         check_origin(request.headers, self.settings.allowed_origins)
+        if ended := _reconnect(request):
+            return ended
         if request.method == "POST":
             chat = decode_body(await self._body(request))
-        elif ended := _reconnect(request):
-            return ended
         else:
             chat = decode_query(request.query_params.multi_items())
         run = self._run(chat, provider)
-        return self._follow(run, ndjson=ndjson or NDJSON in request.headers.get("accept", ""))
+        response = self._follow(run, ndjson=ndjson or NDJSON in request.headers.get("accept", ""))
+        return _head(response) if request.method == "HEAD" else response
 
     def _run(self, chat: ChatRequest, provider: str | None = None) -> Run:
         """Make the run of a request; whoever follows it starts it."""
@@ -77,7 +78,7 @@ class Service:
         return Run(candidate, chat.limits(self.limits))
 
     def _follow(self, run: Run, *, ndjson: bool) -> Response:
-        begin = partial(self.runs.start, run)  # not for a HEAD: its response never calls it
+        begin = partial(self.runs.start, run)
         ping, send = self.settings.ping_interval, self.settings.send_timeout
         if ndjson:
             return LineStream(run, begin, ping_interval=ping, send_timeout=send)
@@ -141,6 +142,13 @@ class Service:
         gc.freeze()
 
 
+def _head(response: Response) -> Response:
+    """Answer a HEAD with the headers of `response`, without what it would do."""
+    head = Response()
+    head.raw_headers = response.raw_headers
+    return head
+
+
 def _reconnect(request: Request) -> Response | None:
     """Answer a request that carries an event id: it never starts a run.
 
@@ -169,15 +177,13 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
     return problem(RequestError("not_found", "There is nothing here."))
 
 
-class _NoQuery(logging.Filter):
-    """A query string may hold a prompt: cut it off what uvicorn logs of a request's path."""
+class _NoPrompts(logging.Filter):
+    """Keep prompts out of what uvicorn logs: query strings, and the WebSocket library's frames (at DEBUG)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
-            record.args = tuple(
-                arg.partition("?")[0] if isinstance(arg, str) and arg.startswith("/") else arg for arg in record.args
-            )
-        return True
+            record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
+        return record.levelno > logging.DEBUG or "websockets" not in record.pathname
 
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
@@ -224,8 +230,8 @@ def create_service(environ: Mapping[str, str]) -> Service:
 
 def _keep_prompts_out_of_logs() -> None:
     for name in ("uvicorn.access", "uvicorn.error"):
-        if not any(isinstance(known, _NoQuery) for known in logging.getLogger(name).filters):
-            logging.getLogger(name).addFilter(_NoQuery())
+        if not any(isinstance(known, _NoPrompts) for known in logging.getLogger(name).filters):
+            logging.getLogger(name).addFilter(_NoPrompts())
     for name in ("sse_starlette", "openai", "anthropic", "httpx2", "httpcore2"):  # they log bodies when at DEBUG
         logging.getLogger(name).setLevel(logging.WARNING)
 

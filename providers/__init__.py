@@ -9,6 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from streaming.events import Event, Finish, Usage
 from streaming.request import ProviderSettings
 
@@ -30,13 +32,24 @@ class Translation(Protocol):
         """Say what is left to say when the upstream closed without `over`."""
 
 
+def arguments(text: str) -> tuple[Any, bool]:
+    """Parse a tool call's arguments, and tell whether they are JSON; what is not stays the text the model wrote."""
+    try:
+        return msgspec.json.decode(text) if text else {}, True
+    except (msgspec.DecodeError, RecursionError):
+        return text, False
+
+
 class Upstream(Protocol):
     """The process's one HTTP client, and the loop that follows a streamed response (providers/http.py)."""
 
-    def connect(self, sdk_client: Callable[..., Client], settings: ProviderSettings, **elsewhere: Any) -> Client:
+    def connect(
+        self, sdk: ModuleType, client: Callable[..., Client], settings: ProviderSettings, **elsewhere: Any
+    ) -> Client:
         """Make an SDK's client over the shared connections. Without `base_url`, the SDK's own variables count.
 
-        A third party at a `base_url` gets neither the vendor's key nor what `elsewhere` overrides for it.
+        A third party at a `base_url` gets neither the vendor's key, nor the headers that <SDK>_CUSTOM_HEADERS adds,
+        nor what `elsewhere` overrides for it.
         """
 
     def follow(

@@ -24,7 +24,7 @@ from streaming.request import (
     TextPart,
 )
 
-from . import Item, Upstream
+from . import Item, Upstream, arguments
 
 MAX_TOKENS = 4096
 REASONS: dict[str, FinishReason] = {
@@ -38,11 +38,16 @@ REASONS: dict[str, FinishReason] = {
 }
 
 
+class _OutputDetails(Struct):
+    thinking_tokens: int | None = None
+
+
 class _Usage(Struct):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    output_tokens_details: _OutputDetails | None = None
 
 
 class _Message(Struct):
@@ -157,10 +162,11 @@ class Translation:
     def _whole(self, call: _Call) -> Iterator[ToolCall]:
         """Say the call with its arguments parsed; broken ones wait for the stop reason, which may explain them."""
         text = "".join(call.parts)
-        try:
-            yield ToolCall(call.id, call.tool, msgspec.json.decode(text) if text else call.args)
-        except msgspec.DecodeError:
-            self._broken.append(ToolCall(call.id, call.tool, text))
+        args, is_json = arguments(text) if text else (call.args, True)
+        if is_json:
+            yield ToolCall(call.id, call.tool, args)
+        else:
+            self._broken.append(ToolCall(call.id, call.tool, args))
 
     def _ending(self, event: _Event) -> None:
         if event.delta and event.delta.stop_reason:
@@ -174,7 +180,8 @@ def _usage(usage: _Usage) -> Usage:
     """Anthropic counts cached input apart; the shared vocabulary counts it in, as OpenAI does."""
     cached = usage.cache_read_input_tokens or 0
     total = (usage.input_tokens or 0) + cached + (usage.cache_creation_input_tokens or 0)
-    return Usage(total, usage.output_tokens or 0, cached or UNSET)
+    thought = usage.output_tokens_details and usage.output_tokens_details.thinking_tokens
+    return Usage(total, usage.output_tokens or 0, cached or UNSET, thought or UNSET)
 
 
 def body(request: RunRequest, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
@@ -230,7 +237,11 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
 
 def _content(content: str | list[TextPart | ImagePart] | None) -> list[dict[str, Any]]:
     parts: list[TextPart | ImagePart] = [TextPart(content)] if isinstance(content, str) else content or []
-    return [{"type": "text", "text": p.text} if isinstance(p, TextPart) else _image(p.image_url.url) for p in parts]
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else _image(part.image_url.url)
+        for part in parts
+        if not isinstance(part, TextPart) or part.text  # the API refuses an empty one
+    ]
 
 
 def _image(url: str) -> dict[str, Any]:
@@ -240,11 +251,11 @@ def _image(url: str) -> dict[str, Any]:
     return {"type": "image", "source": {"type": "url", "url": url}}
 
 
-def _input(arguments: str) -> Any:
-    try:
-        return msgspec.json.decode(arguments) if arguments else {}
-    except msgspec.DecodeError as exc:
-        raise RequestError("invalid_request", "A tool call's `arguments` are not JSON.", field="messages") from exc
+def _input(text: str) -> Any:
+    args, is_json = arguments(text)
+    if not is_json:
+        raise RequestError("invalid_request", "A tool call's `arguments` are not JSON.", field="messages")
+    return args
 
 
 def _plain(content: str | list[TextPart | ImagePart] | None) -> str:
@@ -286,7 +297,7 @@ class Anthropic:
 
     def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._client = upstream.connect(anthropic.AsyncAnthropic, settings)
+        self._client = upstream.connect(anthropic, anthropic.AsyncAnthropic, settings)
         self._create = self._client.messages.with_streaming_response.create  # imports the resource now
         self._secrets = (self._client.api_key or "", self._client.auth_token or "")
         self._max_tokens = int(settings.options.get("max_tokens", MAX_TOKENS))

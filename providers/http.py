@@ -5,6 +5,7 @@ ours, because building an SDK object for each token costs more than all the rest
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -17,7 +18,7 @@ import httpx2
 import msgspec
 from yarl import URL
 
-from streaming.errors import Fault, UpstreamError, upstream_error
+from streaming.errors import Fault, UpstreamError, scrub, upstream_error
 from streaming.request import ProviderSettings
 
 from . import Client, Item, Translation
@@ -27,6 +28,7 @@ CONNECT_TIMEOUT = 10.0
 DRAIN_TIMEOUT = 0.1
 # Shorter than the idle timeouts of the servers in use (60 s and more), so that we seldom write into a closed socket.
 KEEPALIVE = 15.0
+BOM = b"\xef\xbb\xbf"
 MAX_EVENT_BYTES = 16 * 2**20
 
 
@@ -39,23 +41,23 @@ class SSEDecoder:
     def __init__(self) -> None:
         self._rest = b""
         self._start = True
+        self._after_cr = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the data of each event completed by `chunk`. Raises UpstreamError where one has no end."""
-        text = self._rest + chunk
         if self._start:
-            if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):
-                self._rest = text
+            chunk = self._rest + chunk
+            if len(chunk) < len(BOM) and BOM.startswith(chunk):
+                self._rest = chunk
                 return []
-            text = text.removeprefix(b"\xef\xbb\xbf")
-            self._start = False
-        held = b""
-        if b"\r" in text:
-            if text.endswith(b"\r"):  # half of a CRLF, perhaps
-                text, held = text[:-1], b"\r"
-            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        whole, blank, rest = text.rpartition(b"\n\n")
-        self._rest = rest + held
+            self._rest, self._start = b"", False
+            chunk = chunk.removeprefix(BOM)
+        if self._after_cr:
+            chunk = chunk.removeprefix(b"\n")  # the other half of a CRLF
+        self._after_cr = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        whole, blank, self._rest = (self._rest + chunk).rpartition(b"\n\n")
         if len(self._rest) > MAX_EVENT_BYTES:
             raise UpstreamError("upstream_invalid", "The upstream sent an event without an end.")
         return [data for event in whole.split(b"\n\n") if (data := _data(event)) is not None] if blank else []
@@ -83,11 +85,16 @@ class Upstreams:
     async def close(self) -> None:
         await self.client.aclose()
 
-    def connect(self, sdk_client: Callable[..., Client], settings: ProviderSettings, **elsewhere: Any) -> Client:
+    def connect(
+        self, sdk: ModuleType, client: Callable[..., Client], settings: ProviderSettings, **elsewhere: Any
+    ) -> Client:
         ours = {"http_client": self.client, "max_retries": 0}
         if settings.base_url is None:
-            return sdk_client(api_key=settings.api_key, **ours)
-        return sdk_client(api_key=settings.api_key or "none", base_url=settings.base_url, **elsewhere, **ours)
+            return client(api_key=settings.api_key, **ours)
+        lines = os.environ.get(f"{sdk.__name__.upper()}_CUSTOM_HEADERS", "").splitlines()
+        omitted = {line.partition(":")[0].strip(): sdk.Omit() for line in lines if ":" in line}
+        key = settings.api_key or "none"
+        return client(api_key=key, base_url=settings.base_url, default_headers=omitted, **elsewhere, **ours)
 
     async def follow(
         self,
@@ -106,6 +113,7 @@ class Upstreams:
                     if batch:
                         yield batch
                     if fault:
+                        fault.text = scrub(fault.text, secrets)
                         raise fault
                     if translation.over:
                         await _drain(chunks)
@@ -126,7 +134,7 @@ def _translate(decoder: SSEDecoder, translation: Translation, chunk: bytes) -> t
             batch.extend(translation.feed(data))
             if translation.over:
                 break
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         fault = UpstreamError("upstream_invalid", "The upstream sent something that could not be understood.")
         fault.__cause__ = exc
         return batch, fault
@@ -168,6 +176,8 @@ def _fault(exc: Exception, sdk: ModuleType, secrets: tuple[str, ...]) -> Excepti
     if isinstance(exc, httpx2.DecodingError):
         return UpstreamError("upstream_invalid", "The upstream sent something that could not be understood.")
     if isinstance(exc, httpx2.HTTPError):
+        if isinstance(exc.__context__, httpx2.HTTPStatusError):  # it broke off in the body of an error
+            return upstream_error(status=exc.__context__.response.status_code)
         return UpstreamError("upstream_incomplete", "The upstream broke off before the answer was whole.")
     return exc
 

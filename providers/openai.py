@@ -16,7 +16,7 @@ from streaming.errors import upstream_error
 from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import ProviderSettings, RunRequest
 
-from . import Item, Upstream
+from . import Item, Upstream, arguments
 
 REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -82,33 +82,44 @@ class _Chunk(Struct):
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 
+class _Open(Struct):
+    """A call being written: its place among the calls, and its arguments so far."""
+
+    place: int
+    id: str
+    tool: str
+    parts: list[str]
+
+
 class Calls:
     """The tool calls of one answer, put together from their fragments."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._calls: list[_Open] = []
+        self._at: dict[int, _Open] = {}
 
-    def add(self, call: _Call) -> ToolCallDelta:
-        function = call.function or _Function()
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def add(self, delta: _Call) -> ToolCallDelta:
+        """Take a fragment. Some servers give every call the index 0: then another id opens another call."""
+        function = delta.function or _Function()
         args = function.arguments or ""
-        if call.index in self._calls:
-            self._calls[call.index][2].append(args)
-            return ToolCallDelta(call.index, args)
-        call_id, tool = call.id or f"call_{call.index}", function.name or ""
-        self._calls[call.index] = (call_id, tool, [args])
-        return ToolCallDelta(call.index, args, call_id, tool)
+        call = self._at.get(delta.index)
+        if call and (not delta.id or delta.id == call.id):
+            call.parts.append(args)
+            return ToolCallDelta(call.place, args)
+        place = len(self._calls)
+        call = self._at[delta.index] = _Open(place, delta.id or f"call_{place}", function.name or "", [args])
+        self._calls.append(call)
+        return ToolCallDelta(place, args, call.id, call.tool)
 
     def whole(self, *, cut: bool) -> Iterator[ToolCall]:
         """Yield each call with its arguments parsed. Of an answer that was `cut` short the broken ones are left out."""
-        for call_id, tool, parts in self._calls.values():
-            text = "".join(parts)
-            try:
-                args = msgspec.json.decode(text) if text else {}
-            except msgspec.DecodeError:
-                if cut:
-                    continue
-                args = text
-            yield ToolCall(call_id, tool, args)
+        for call in self._calls:
+            args, is_json = arguments("".join(call.parts))
+            if is_json or not cut:
+                yield ToolCall(call.id, call.tool, args)
 
 
 class Translation:
@@ -124,7 +135,8 @@ class Translation:
     def feed(self, data: bytes) -> Iterator[Item]:
         if data == b"[DONE]":
             self.over = True
-            self._reason = self._reason or "stop"  # not every server names one
+            if not self._reason:  # not every server names one
+                yield from self._finish("tool_calls" if self._calls else "stop")
             yield from self.eof()
             return
         chunk = _decode(data)
@@ -203,7 +215,7 @@ class OpenAI:
 
     def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._client = upstream.connect(openai.AsyncOpenAI, settings, organization="", project="")
+        self._client = upstream.connect(openai, openai.AsyncOpenAI, settings, organization="", project="")
         self._create = self._client.chat.completions.with_streaming_response.create  # imports the resource now
         # OpenAI's newer models refuse `max_tokens`; most others know nothing else.
         self._limit = "max_completion_tokens" if self._client.base_url.host.endswith("openai.com") else "max_tokens"

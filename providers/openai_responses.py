@@ -25,7 +25,7 @@ from streaming.request import (
     TextPart,
 )
 
-from . import Item, Upstream
+from . import Item, Upstream, arguments
 
 
 class _Item(Struct):
@@ -72,7 +72,7 @@ class _Response(Struct):
 class _Event(Struct):
     type: str = ""
     output_index: int = 0
-    delta: str | Any = None
+    delta: Any = None  # text in the events that are read, anything in others
     item: _Item | None = None
     response: _Response | None = None
     code: str | None = None
@@ -96,20 +96,20 @@ class Translation:
         event = _decode(data)
         kind = event.type
         if kind in _TEXT:
-            if event.delta:
-                yield Token(event.delta)
+            if text := _text(event):
+                yield Token(text)
         elif kind in _REASONING:
-            if event.delta:
-                yield Reasoning(event.delta)
+            if text := _text(event):
+                yield Reasoning(text)
         elif kind == "response.output_item.added" and event.item and event.item.type == "function_call":
             index = self._calls.setdefault(event.output_index, len(self._calls))
             yield ToolCallDelta(index, event.item.arguments or "", _id(event.item), event.item.name or "")
         elif kind == "response.function_call_arguments.delta":
-            if event.delta:
-                yield ToolCallDelta(self._calls.get(event.output_index, 0), event.delta)
+            if text := _text(event):
+                yield ToolCallDelta(self._calls.get(event.output_index, 0), text)
         elif kind == "response.output_item.done" and event.item and event.item.type == "function_call":
             if event.item.status != "incomplete":  # of an answer that was cut short
-                yield ToolCall(_id(event.item), event.item.name or "", _arguments(event.item.arguments or ""))
+                yield ToolCall(_id(event.item), event.item.name or "", arguments(event.item.arguments or "")[0])
         elif kind in ("response.completed", "response.incomplete"):
             self.over = True
             yield self._finish(event.response or _Response())
@@ -127,15 +127,12 @@ class Translation:
         return Finish(reason, _usage(response.usage), response.model)
 
 
+def _text(event: _Event) -> str:
+    return msgspec.convert(event.delta, str)
+
+
 def _id(item: _Item) -> str:
     return item.call_id or item.id or ""
-
-
-def _arguments(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text) if text else {}
-    except msgspec.DecodeError:
-        return text
 
 
 def _usage(usage: _Usage | None) -> Usage | None:
@@ -214,7 +211,7 @@ class OpenAIResponses:
 
     def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._client = upstream.connect(openai.AsyncOpenAI, settings, organization="", project="")
+        self._client = upstream.connect(openai, openai.AsyncOpenAI, settings, organization="", project="")
         self._create = self._client.responses.with_streaming_response.create  # imports the resource now
 
     def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:

@@ -7,6 +7,7 @@ soon as the service starts, the others when first asked for. Nothing here knows 
 import asyncio
 import importlib
 import importlib.util
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from msgspec.structs import replace
 
 from streaming.errors import RequestError, SettingsError
 from streaming.request import Provider, ProviderSettings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+RESERVED = {"ag-ui", "chat", "healthz", "lg", "metrics", "readyz", "runs", "stream", "ui", "v1", "ws"}
 
 
 class Kind(Struct, frozen=True):
@@ -191,6 +195,8 @@ def _entry(name: str, table: ProviderSettings, environ: Mapping[str, str], *, as
     """Make the entry of a table, or none where it is switched off or lacks what makes it ready."""
     if not table.enabled:
         return None
+    if name in RESERVED or not NAME.fullmatch(name):
+        raise SettingsError("not a name for a provider: it stands in paths, as /<name>/stream")
     use = table.use or name
     if use in KINDS:
         kind = KINDS[use] if use == name else replace(KINDS[use], models=())

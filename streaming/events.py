@@ -53,6 +53,15 @@ class Delta(Event, frozen=True):
         """Return this delta with `text` in place of its own."""
         raise NotImplementedError
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing: no content, then, and no sign of life."""
+        return not self.text
+
+    def follows(self, other: "Delta") -> bool:
+        """Whether it goes on where `other` of the same kin left off."""
+        return self.kin == other.kin
+
 
 class Start(Event, frozen=True):
     name = "start"
@@ -116,6 +125,13 @@ class ToolCallDelta(Delta, frozen=True):
     @property
     def text(self) -> str:
         return self.args_delta
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.args_delta and self.id is UNSET
+
+    def follows(self, other: Delta) -> bool:
+        return self.id is UNSET and self.kin == other.kin  # one that names its call opens a new one
 
     def joined(self, text: str) -> "ToolCallDelta":
         return replace(self, args_delta=text)
@@ -181,8 +197,7 @@ class Cancelled(Terminal, frozen=True, kw_only=True):
 def merge(events: Iterable[Event], after: int) -> list[tuple[int, Event]]:
     """Number the events that follow `after` and join adjacent deltas of one kin.
 
-    A joined delta has the number of its last part, so a client that names it has seen all of it. A tool call
-    delta that names its call opens a new one even where the index is the same.
+    A joined delta has the number of its last part, so a client that names it has seen all of it.
     """
     merged: list[tuple[int, Event]] = []
     parts: list[str] = []
@@ -197,7 +212,7 @@ def merge(events: Iterable[Event], after: int) -> list[tuple[int, Event]]:
 
     seq = after
     for seq, event in enumerate(events, after + 1):
-        if first is not None and isinstance(event, Delta) and event.kin == first.kin and not _opens(event):
+        if first is not None and isinstance(event, Delta) and event.follows(first):
             parts.append(event.text)
             continue
         flush(seq - 1)
@@ -208,7 +223,3 @@ def merge(events: Iterable[Event], after: int) -> list[tuple[int, Event]]:
             merged.append((seq, event))
     flush(seq)
     return merged
-
-
-def _opens(event: Delta) -> bool:
-    return isinstance(event, ToolCallDelta) and event.id is not UNSET

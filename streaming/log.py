@@ -13,6 +13,7 @@ It does not know what events mean, but that a Terminal is the last.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -66,7 +67,8 @@ class EventLog:
             await waiter
         finally:
             if waiter.cancelled():
-                self._waiting.remove(waiter)
+                with suppress(ValueError):  # an append that came in between has taken it
+                    self._waiting.remove(waiter)
 
 
 async def follow(log: EventLog, after: int) -> AsyncIterator[list[tuple[int, Event]]]:

@@ -10,14 +10,15 @@ from msgspec import Meta, Struct
 
 from .events import Event, Finish, Usage
 
-Seconds = Annotated[float, Meta(gt=0, le=7 * 24 * 3600)]
+WEEK = 7 * 24 * 3600
+Seconds = Annotated[float, Meta(gt=0, le=WEEK)]
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text", forbid_unknown_fields=True):
     text: str
 
 
-class ImageURL(Struct, frozen=True, forbid_unknown_fields=True):
+class ImageURL(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where an image is: `https://...`, or the image itself as `data:image/png;base64,...`."""
 
     url: str

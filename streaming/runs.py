@@ -6,7 +6,7 @@ appends the one terminal event, so a task cancelled before its first step still 
 
     what happens                                    recorded                        terminal event
     the provider's Finish                           by the task, as its last step   done
-    a fault of the upstream or of ours              by the task, as its exception   error/<its code>
+    a fault of the upstream or of ours              by the task, as its last step   error/<its code>
     the log passes `max_run_bytes`                  by the task                     error/output_limit
     `run_timeout` (an asyncio.timeout)              by the task                     error/run_timeout
     no content by `first_token_timeout`, or none    by the clock                    error/first_token_timeout,
@@ -107,6 +107,13 @@ class Run:
         await asyncio.wait([self._task])
 
     async def _generate(self) -> None:
+        try:
+            ending: Finish | Fault = await self._ask()
+        except Exception as exc:
+            ending = _fault(self.id, exc)
+        self._ending = self._ending or ending
+
+    async def _ask(self) -> Finish:
         deadline = asyncio.timeout(self._limits.run_timeout)
         try:
             async with deadline:
@@ -120,15 +127,18 @@ class Run:
             raise ServiceError("run_timeout", f"The run took longer than {self._limits.run_timeout:g} s.") from exc
         if self._finish is None:
             raise UpstreamError("upstream_incomplete", "The upstream ended without finishing its answer.")
-        self._ending = self._ending or self._finish
+        return self._finish
 
     def _take(self, batch: Sequence[Event | Usage | Finish]) -> None:
         events: list[Event] = []
         for item in batch:
             if isinstance(item, Delta):
-                events.append(item)
-                self._deltas += 1
-                self._characters += len(item.text)
+                if not item.is_empty:
+                    events.append(item)
+                    self._deltas += 1
+                    self._characters += len(item.text)
+            elif isinstance(item, Terminal):
+                raise TypeError("a provider ends with Finish or an exception; terminal events are the run's")
             elif isinstance(item, Event):
                 events.append(item)
             elif isinstance(item, Usage):
@@ -163,10 +173,8 @@ class Run:
 
     def _close(self, task: asyncio.Task[None]) -> None:
         self._clock.cancel()
-        ending = self._ending or _ending_of(self.id, task)
-        if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would log it, words and all
-        self.log.append([self._terminal(ending)])
+        # Without a reason it was nobody of ours who cancelled it: the loop is closing.
+        self.log.append([self._terminal(self._ending or "draining")])
         self._on_end(self)
 
     def _terminal(self, ending: Finish | Fault | CancelReason) -> Terminal:
@@ -219,15 +227,12 @@ class Runs:
             await run.wait()
 
 
-def _ending_of(run_id: str, task: asyncio.Task[None]) -> Fault | CancelReason:
-    if task.cancelled():
-        return "draining"  # nobody of ours cancelled it: the loop is closing
-    exc = task.exception()
+def _fault(run_id: str, exc: Exception) -> Fault:
     if isinstance(exc, Fault):
         logger.warning("run %s: %s%s", run_id, exc.code, _causes(exc))
         return exc
     # Where it happened and of what type, not what it said: an exception's words may hold a prompt or a key.
-    where = "".join(traceback.format_tb(exc.__traceback__)) if exc else ""
+    where = "".join(traceback.format_tb(exc.__traceback__))
     logger.error("run %s: internal error: %s\n%s", run_id, type(exc).__name__, where)
     return ServiceError("internal", "Something went wrong in the service.")
 

@@ -14,10 +14,11 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import FieldInfo
 
-from .request import ProviderSettings, Seconds
+from .request import WEEK, ProviderSettings, Seconds
 
 PREFIX = "SIDESTREAM_"
 Bytes = Annotated[int, Meta(gt=0)]
+Origin = Annotated[str, Meta(pattern=r"^https?://[^/?#\s*]+$")]
 Doc = Meta
 
 
@@ -33,7 +34,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_run_bytes: Annotated[Bytes, Doc(description="largest answer kept, bytes; past it the run ends")] = 16 * 2**20
     max_body_bytes: Annotated[Bytes, Doc(description="largest request body, bytes")] = 16 * 2**20
     ping_interval: Annotated[
-        float, Meta(ge=0), Doc(description="seconds between pings on an open stream, 0 for none")
+        float, Meta(ge=0, le=WEEK), Doc(description="seconds between pings on an open stream, 0 for none")
     ] = 15.0
     send_timeout: Annotated[Seconds, Doc(description="a viewer that takes nothing for so long is let go, seconds")] = (
         60.0
@@ -42,7 +43,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=0), Doc(description="how long an EventSource waits before it reconnects, milliseconds")
     ] = 3000
     allowed_origins: Annotated[
-        list[str], Doc(description="other sites whose pages may use this service, as `https://app.example`")
+        list[Origin], Doc(description="other sites whose pages may use this service, as `https://app.example`")
     ] = []
     providers: Annotated[
         dict[str, ProviderSettings], Doc(description="more providers, or other models for the built-in ones")
@@ -70,7 +71,16 @@ def _convert(raw: Any, spec: FieldInfo) -> Any:
         raw = [origin for part in raw.split(",") if (origin := part.strip())]
     elif isinstance(raw, str) and spec.name == "providers":
         raw = msgspec.json.decode(raw)
+    if isinstance(raw, dict):
+        return {name: _named(name, table) for name, table in raw.items()}
     return msgspec.convert(raw, spec.type, strict=False)
+
+
+def _named(name: str, table: Any) -> ProviderSettings:
+    try:
+        return msgspec.convert(table, ProviderSettings, strict=False)
+    except msgspec.ValidationError as exc:
+        raise msgspec.ValidationError(f"{name}: {exc}") from exc
 
 
 def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:

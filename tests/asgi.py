@@ -33,6 +33,12 @@ def run_ahead(test: Coroutine[Any, Any, T]) -> T:
         return runner.run(test)
 
 
+async def time_passes(seconds: float) -> None:
+    """Let the jumping clock go on, which takes no time at all."""
+    assert isinstance(asyncio.get_running_loop(), _AheadLoop)
+    await asyncio.sleep(seconds)
+
+
 class _AheadSelector(selectors.DefaultSelector):
     """Where asyncio would sleep until a timer is due, it is due."""
 
@@ -123,7 +129,9 @@ class Exchange:
             if self.task.done():
                 raise AssertionError(f"no {part!r} in {self.body!r}")
             self._grown.clear()
-            await asyncio.wait((self.task, grown := asyncio.ensure_future(self._grown.wait())), return_when="FIRST_COMPLETED")
+            await asyncio.wait(
+                (self.task, grown := asyncio.ensure_future(self._grown.wait())), return_when="FIRST_COMPLETED"
+            )
             grown.cancel()
 
     @property
@@ -162,12 +170,17 @@ async def ask_json(app: ASGIApp, target: str, **body: object) -> Exchange:
     return await ask(app, "POST", target, headers=headers, body=json.dumps(body).encode())
 
 
-async def make_app(environ: Mapping[str, str] | None = None) -> Starlette:
-    """Make the app with its scripted provider loaded, and as nobody's shell would have it."""
-    app = create_app(environ or {})
-    for name in set(service_of(app).providers.names) - {"local"}:
-        await service_of(app).providers.load(name)
-    return app
+_APPS: dict[str, Starlette] = {}
+
+
+async def make_app(**environ: str) -> Starlette:
+    """Return the app with these settings and no others, its providers loaded: made once, as it outlives its loop."""
+    key = json.dumps(environ, sort_keys=True)
+    if key not in _APPS:
+        app = _APPS[key] = create_app(environ)
+        for name in set(service_of(app).providers.names) - {"local"}:
+            await service_of(app).providers.load(name)
+    return _APPS[key]
 
 
 def service_of(app: Starlette) -> Service:

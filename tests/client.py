@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -65,6 +65,10 @@ class Client:
         self._socket.close()
         return at
 
+    def send(self, data: bytes) -> None:
+        """Send more of the request, as it is."""
+        self._socket.sendall(data)
+
     def _more(self) -> bool:
         data = self._socket.recv(65536)
         self.raw += data
@@ -82,8 +86,9 @@ class Client:
     @property
     def body(self) -> bytes:
         """The body as far as it has come, its chunks put together."""
+        _, headers = self.head()  # first: it may read
         _, _, rest = self.raw.partition(b"\r\n\r\n")
-        if "chunked" not in self.head()[1].get("transfer-encoding", ""):
+        if "chunked" not in headers.get("transfer-encoding", ""):
             return rest
         whole = b""
         while b"\r\n" in rest:
@@ -104,6 +109,13 @@ class Client:
         while not self.whole:
             if not self._more():
                 raise ConnectionError(f"cut after {self.body[-200:]!r}")
+        return self.body
+
+    def read_on(self, enough: Callable[[bytes], bool]) -> bytes:
+        """Read until the body is enough, and return it. Raises ConnectionError where it ends before."""
+        while not enough(self.body):
+            if not self._more():
+                raise ConnectionError(f"ended after {self.body[-200:]!r}")
         return self.body
 
     def next(self) -> Event | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -146,7 +146,10 @@ def test_deltas_are_never_merged_across_another_event(between: Event) -> None:
 
 
 def test_a_tool_call_keeps_its_name_and_id_when_its_arguments_are_joined() -> None:
-    opening, more = ToolCallDelta(2, '{"a', "call_1", "f", "agent", ("x",)), ToolCallDelta(2, '":1}', UNSET, UNSET, "agent", ("x",))
+    opening, more = (
+        ToolCallDelta(2, '{"a', "call_1", "f", "agent", ("x",)),
+        ToolCallDelta(2, '":1}', UNSET, UNSET, "agent", ("x",)),
+    )
     assert merge([opening, more], 0) == [(2, ToolCallDelta(2, '{"a":1}', "call_1", "f", "agent", ("x",)))]
 
 
@@ -185,6 +188,7 @@ def said(events: Iterable[Event]) -> list[Any]:
     return spelled
 
 
+@settings(deadline=None)  # another process may have the core
 @given(_events, st.lists(st.integers(0, 12)))
 def test_any_batching_of_the_same_events_says_the_same(events: list[Event], cuts: list[int]) -> None:
     places = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
@@ -195,6 +199,7 @@ def test_any_batching_of_the_same_events_says_the_same(events: list[Event], cuts
     assert [seq for seq, _ in merged][-1:] == [len(events)][: len(merged)]
 
 
+@settings(deadline=None)  # another process may have the core
 @given(_events)
 def test_nothing_that_could_be_merged_stays_apart(events: list[Event]) -> None:
     for (_, one), (_, other) in pairwise(merge(events, 0)):
@@ -202,6 +207,7 @@ def test_nothing_that_could_be_merged_stays_apart(events: list[Event]) -> None:
         assert opens or not (isinstance(one, Delta) and isinstance(other, Delta) and one.kin == other.kin)
 
 
+@settings(deadline=None)  # another process may have the core
 @given(_events, st.integers(0, 10**6))
 def test_numbers_ascend_from_where_the_reader_was(events: list[Event], after: int) -> None:
     numbers = [seq for seq, _ in merge(events, after)]

@@ -1,5 +1,6 @@
 """The native request, as JSON or as a query string, and the native form of an event's data: one line of JSON."""
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from streaming.runs import Limits
 # Names that an EventSource or its stand-ins add, and those of the same things elsewhere.
 EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
 _JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options"}
+_PERHAPS_JSON = {"stop", "tool_choice"}
 
 
 class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +61,8 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         assert self.messages is not None
         _check(bool(self.messages), "messages", "`messages` is empty.")
         for place, turn in enumerate(self.messages):
-            _check(bool(turn.content or turn.tool_calls), "messages", f"`messages[{place}]` has no content.")
+            says = turn.content or turn.tool_calls or (turn.role == "tool" and turn.content is not None)
+            _check(bool(says), "messages", f"`messages[{place}]` has no content.")
             _check(turn.role != "tool" or bool(turn.tool_call_id), "messages", f"`messages[{place}]` answers no call.")
         return self.messages
 
@@ -98,8 +101,9 @@ def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
             continue
         if name in fields:
             raise RequestError("invalid_request", f"`{name}` is given twice.", field=name)
+        is_json = name in _JSON_PARAMETERS or (name in _PERHAPS_JSON and value.startswith(("[", "{")))
         try:
-            fields[name] = msgspec.json.decode(value) if name in _JSON_PARAMETERS else value
+            fields[name] = msgspec.json.decode(value) if is_json else value
         except (msgspec.DecodeError, RecursionError):
             raise RequestError("invalid_request", f"`{name}` is not valid JSON.", field=name) from None
     try:
@@ -110,8 +114,8 @@ def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
 
 def _invalid(text: str) -> RequestError:
     """Name the field a validation error is about, from msgspec's path (`$.messages[0].role`) or its own words."""
-    found = re.search(r"at `\$\.(\w+)|field `(\w+)`", text)
-    field = next(filter(None, found.groups()), None) if found else None
+    found = re.search(r"at `\$\.(\w+)", text) or re.search(r"field `(\w+)`", text)
+    field = found[1] if found else None
     return RequestError("invalid_request", f"Bad request: {text}.", field=field)
 
 
@@ -122,7 +126,10 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 def json_line(value: Event | dict[str, Any]) -> bytes:
     """Encode as JSON that no reader takes for more than one line."""
-    line = _encode(value)
+    try:
+        line = _encode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but JSON can name it
+        return json.dumps(msgspec.to_builtins(value, enc_hook=str), separators=(",", ":")).encode()
     if b"\xe2\x80" in line or b"\xc2\x85" in line:
         for raw, escaped in _LINE_ENDS:
             line = line.replace(raw, escaped)

