@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
 from types import ModuleType
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -176,8 +177,6 @@ def _fault(exc: Exception, sdk: ModuleType, secrets: tuple[str, ...]) -> Excepti
     if isinstance(exc, httpx2.DecodingError):
         return UpstreamError("upstream_invalid", "The upstream sent something that could not be understood.")
     if isinstance(exc, httpx2.HTTPError):
-        if isinstance(exc.__context__, httpx2.HTTPStatusError):  # it broke off in the body of an error
-            return upstream_error(status=exc.__context__.response.status_code)
         return UpstreamError("upstream_incomplete", "The upstream broke off before the answer was whole.")
     return exc
 
@@ -232,6 +231,16 @@ class _Body(httpx2.AsyncByteStream):
     def __init__(self, request: httpx2.Request, response: aiohttp.ClientResponse) -> None:
         self._request = request
         self._response = response
+        protocol = response.connection and response.connection.protocol  # None where all is here already
+        self._closed = protocol.closed if protocol is not None else None
+        if self._closed:
+            self._closed.add_done_callback(self._lost)
+
+    def _lost(self, closed: object) -> None:
+        """Tell who reads that the connection is gone: aiohttp forgets to where the chunks' framing is broken."""
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection was lost"))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._response.content
@@ -239,7 +248,11 @@ class _Body(httpx2.AsyncByteStream):
             while chunk := await content.readany():
                 yield chunk
         except (aiohttp.ClientError, OSError) as exc:
+            if self._response.status >= HTTPStatus.BAD_REQUEST:
+                return  # of an error's body what came will do: its status tells
             raise httpx2.ReadError(type(exc).__name__, request=self._request) from exc
 
     async def aclose(self) -> None:
+        if self._closed:
+            self._closed.remove_done_callback(self._lost)
         self._response.close()  # a connection whose response was read to its end is back in the pool already

@@ -33,7 +33,7 @@ class _Function(Struct):
 
 
 class _Call(Struct):
-    index: int = 0
+    index: int | None = None
     id: str | None = None
     function: _Function | None = None
 
@@ -105,12 +105,13 @@ class Calls:
         """Take a fragment. Some servers give every call the index 0: then another id opens another call."""
         function = delta.function or _Function()
         args = function.arguments or ""
-        call = self._at.get(delta.index)
+        index = delta.index or 0
+        call = self._at.get(index)
         if call and (not delta.id or delta.id == call.id):
             call.parts.append(args)
             return ToolCallDelta(call.place, args)
         place = len(self._calls)
-        call = self._at[delta.index] = _Open(place, delta.id or f"call_{place}", function.name or "", [args])
+        call = self._at[index] = _Open(place, delta.id or f"call_{place}", function.name or "", [args])
         self._calls.append(call)
         return ToolCallDelta(place, args, call.id, call.tool)
 

@@ -133,7 +133,9 @@ def _events(step: Step) -> Iterator[list[Event]]:
     if step.call:
         call, text = step.call, msgspec.json.encode(step.call.args).decode()
         yield [ToolCallDelta(0, text[:8], call.id, call.tool)]
-        yield [ToolCallDelta(0, text[8:]), ToolCall(call.id, call.tool, call.args)]
+        if text[8:]:
+            yield [ToolCallDelta(0, text[8:])]
+        yield [ToolCall(call.id, call.tool, call.args)]
         if call.result is not None:
             yield [ToolResult(call.id, call.tool, call.result)]
 

@@ -144,7 +144,7 @@ _KEY_LIKE = re.compile(
 def scrub(message: str, secrets: tuple[str, ...] = ()) -> str:
     """Return a foreign text fit for a client: one line, at most 300 characters, nothing in it that may be a key."""
     for secret in secrets:
-        if len(secret) >= 8:  # shorter ones are stand-ins for none
+        if len(secret) > 5:  # shorter ones are stand-ins for none
             message = message.replace(secret, "[redacted]")
     message = _KEY_LIKE.sub("[redacted]", message)
     return " ".join(message.split())[:300]

@@ -110,6 +110,8 @@ class Run:
         try:
             ending: Finish | Fault = await self._ask()
         except Exception as exc:
+            if self._ending is not None:
+                return  # that it comes to pieces while it is being cancelled concerns nobody
             ending = _fault(self.id, exc)
         self._ending = self._ending or ending
 

@@ -101,7 +101,8 @@ def test_what_is_no_content_is_no_first_token(
     relay: Service, upstream: Upstream, dialect: Dialect, nothing: bytes
 ) -> None:
     steps = [Head(), *dialect.opening, Repeat(nothing, every=0.02)]
-    times_out(relay, upstream, dialect, steps, "first_token_timeout", SHORT, first_token_timeout=SHORT)
+    deadlines = {"first_token_timeout": SHORT, "run_timeout": 5}
+    times_out(relay, upstream, dialect, steps, "first_token_timeout", SHORT, **deadlines)
 
 
 @each_nothing
@@ -109,7 +110,8 @@ def test_what_is_no_content_does_not_break_a_silence(
     relay: Service, upstream: Upstream, dialect: Dialect, nothing: bytes
 ) -> None:
     steps = [Head(), *dialect.opening, dialect.token("One"), Repeat(nothing, every=0.02)]
-    assert times_out(relay, upstream, dialect, steps, "idle_timeout", SHORT, idle_timeout=SHORT) == "One"
+    deadlines = {"idle_timeout": SHORT, "run_timeout": 5}
+    assert times_out(relay, upstream, dialect, steps, "idle_timeout", SHORT, **deadlines) == "One"
 
 
 @each_dialect

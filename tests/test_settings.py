@@ -160,7 +160,7 @@ def test_no_interval_is_endless(config: Path) -> None:
         ("model = 5", "{}: model: Expected `str`, got `int`"),
         ("allowed_origins = [1]", "{}: allowed_origins: Expected `str`, got `int` - at `$[0]`"),
         ("modle = 'x'", "{}: modle: no such setting"),
-        ("providers.x.enabled = 7", "{}: providers: Expected `bool`, got `int` - at `$[...].enabled`"),
+        ("providers.x.enabled = 7", "{}: providers: x: Expected `bool`, got `int` - at `$.enabled`"),
         ("= 5", "SIDESTREAM_CONFIG {}: Invalid statement (at line 1, column 1)"),
     ],
 )

@@ -218,7 +218,7 @@ def test_two_chat_calls_under_one_index_are_two_where_their_ids_say_so() -> None
             calls(call(index, '{"a":1}', "c1", "f")), calls(call(index, '{"b":2}', "c2", "g")), delta("stop"), DONE
         ) == [
             ToolCallDelta(0, '{"a":1}', "c1", "f"),
-            ToolCallDelta(0, '{"b":2}', "c2", "g"),
+            ToolCallDelta(1, '{"b":2}', "c2", "g"),
             ToolCall("c1", "f", {"a": 1}),
             ToolCall("c2", "g", {"b": 2}),
             Finish("stop", None, "gpt"),
@@ -236,8 +236,8 @@ def test_a_chat_call_that_repeats_its_id_on_every_fragment_is_one_call() -> None
 
 def test_a_chat_call_without_arguments_or_id_is_whole_all_the_same() -> None:
     assert chat(calls(call(1, None, None, "f")), delta("tool_calls"), DONE) == [
-        ToolCallDelta(1, "", "call_1", "f"),
-        ToolCall("call_1", "f", {}),
+        ToolCallDelta(0, "", "call_0", "f"),
+        ToolCall("call_0", "f", {}),
         Finish("tool_calls", None, "gpt"),
     ]
 

@@ -75,7 +75,8 @@ READ = {"openai": 1, "openai_responses": 1, "anthropic": 25}
 
 
 def ask(service: Service, provider: str, **body: object) -> Client:
-    return post(service.port, f"/{provider}/stream", **{"message": "Hi", **body})
+    """Ask for what ends before long, whatever happens."""
+    return post(service.port, f"/{provider}/stream", **{"message": "Hi", "run_timeout": 15, "idle_timeout": 3, **body})
 
 
 def start(dialect: Dialect) -> tuple[str, object]:
@@ -451,7 +452,7 @@ def test_cut_in_the_middle_is_incomplete(
     relay: Service, upstream: Upstream, dialect: Dialect, cut: tuple[Step, ...]
 ) -> None:
     upstream.play(Head(), *dialect.opening, dialect.token("One"), dialect.token(" two"), PAUSE, *cut)
-    with ask(relay, dialect.provider, idle_timeout=3) as client:
+    with ask(relay, dialect.provider) as client:
         text = client.until("token").data["token"]
         while text != "One two":
             text += client.until("token").data["token"]
