@@ -63,6 +63,10 @@ class _AheadLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._ahead.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads as long as they take: their time is real, and a timeout would be over at once."""
+        await super().shutdown_default_executor()
+
 
 class Exchange:
     """One HTTP request to an app; `async with` begins it, and leaves it only when the app has returned."""
