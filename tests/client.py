@@ -36,19 +36,19 @@ class Client:
     ) -> None:
         self.raw = b""
         self._taken = 0
-        self._socket = socket.socket()
+        self.socket = socket.socket()
         if receive_buffer:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self._socket.settimeout(DEADLINE)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(DEADLINE)
         lines = [f"{method} {target} HTTP/{http}", f"Host: 127.0.0.1:{port}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if body:
             lines.append(f"Content-Length: {len(body)}")
         try:
-            self._socket.connect(("127.0.0.1", port))
-            self._socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+            self.socket.connect(("127.0.0.1", port))
+            self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         except OSError:
-            self._socket.close()
+            self.socket.close()
             raise
 
     def __enter__(self) -> "Client":
@@ -60,17 +60,17 @@ class Client:
     def hang_up(self, *, reset: bool = False) -> float:
         """Close the connection (by RST where `reset`); return the monotonic time of it."""
         if reset:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         at = time.monotonic()
-        self._socket.close()
+        self.socket.close()
         return at
 
     def send(self, data: bytes) -> None:
         """Send more of the request, as it is."""
-        self._socket.sendall(data)
+        self.socket.sendall(data)
 
     def _more(self) -> bool:
-        data = self._socket.recv(65536)
+        data = self.socket.recv(65536)
         self.raw += data
         return bool(data)
 

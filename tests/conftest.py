@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -59,12 +60,22 @@ class Service:
 # What a developer's shell may hold and a test must not see.
 FOREIGN = ("SIDESTREAM_", "OPENAI_", "ANTHROPIC_")
 Start = Callable[..., Service]
+Value = TypeVar("Value")
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def eventually(look: Callable[[], Value]) -> Value:
+    """Return what `look` finds as soon as it finds something."""
+    deadline = time.monotonic() + DEADLINE
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)  # what is looked at tells nobody when it changes
+    return found
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -4,10 +4,8 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import anthropic
 import openai
@@ -16,20 +14,10 @@ import pytest
 from providers.local import Address, ModelServer
 from streaming.request import ProviderSettings
 
-from .client import DEADLINE, get, post, text
-from .conftest import Service, Start
+from .client import get, post, text
+from .conftest import Service, Start, eventually
 
 QUESTION = "What is the capital of France?"
-Value = TypeVar("Value")
-
-
-def eventually(look: Callable[[], Value]) -> Value:
-    """Return what `look` finds as soon as it finds something."""
-    deadline = time.monotonic() + DEADLINE
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)  # /proc tells nobody when it changes
-    return found
 
 
 def children(pid: int) -> list[int]:

@@ -9,9 +9,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from .client import DEADLINE
-from .conftest import Service
+from .conftest import Service, Start
 from .recorded import chat
-from .upstream import HOLD, Head, Upstream, relay, upstream, upstream_server
+from .upstream import END, HOLD, Head, Upstream, relay, upstream, upstream_server
 
 __all__ = ["relay", "upstream", "upstream_server"]  # fixtures
 
@@ -147,3 +147,31 @@ def test_bad_parameters_refuse_the_handshake(service: Service) -> None:
         connect(f"ws://127.0.0.1:{service.port}/ws/chat?temperature=hot", proxy=None)
     assert refused.value.response.status_code == 400
     assert json.loads(refused.value.response.body)["field"] == "temperature"
+
+
+def test_a_conversation_larger_than_a_body_may_be_is_refused(start_service: Start) -> None:
+    service = start_service(SIDESTREAM_MAX_BODY_BYTES="2000")
+    with connect(f"ws://127.0.0.1:{service.port}/ws/chat?model=scripted/echo", proxy=None) as socket:
+        ((name, data),) = turn(socket, "x" * 2001)
+        assert (name, data["code"]) == ("error", "too_large")
+        assert said(turn(socket, "y" * 700)) == "y" * 700
+        assert turn(socket, "z" * 700)[-1][1]["code"] == "too_large"
+        assert said(turn(socket, {"messages": [{"role": "user", "content": "Anew."}]})) == "Anew."
+
+
+def test_a_failed_turn_that_replaced_the_conversation_leaves_the_old_one(relay: Service, upstream: Upstream) -> None:
+    upstream.stream(chat({"content": "Rome."}), chat({}, "stop"), b"data: [DONE]\n\n")
+    upstream.play(Head(), END)
+    upstream.stream(chat({"content": "Paris."}), chat({}, "stop"), b"data: [DONE]\n\n")
+    with connect(f"ws://127.0.0.1:{relay.port}/ws/chat", proxy=None) as socket:
+        assert said(turn(socket, "Italy?")) == "Rome."
+        assert turn(socket, {"messages": [{"role": "user", "content": "Anew."}]})[-1][0] == "error"
+        assert said(turn(socket, "France?")) == "Paris."
+    asked = [upstream.request().body["messages"] for _ in range(3)]
+    assert [message["content"] for message in asked[2]] == ["Italy?", "Rome.", "France?"]
+
+
+def test_messages_as_parameters_are_refused(service: Service) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"ws://127.0.0.1:{service.port}/ws/chat?message=hi", proxy=None)
+    assert refused.value.response.status_code == 400

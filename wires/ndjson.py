@@ -5,7 +5,6 @@ for a disconnect is our own, since Starlette's streaming response has none on ne
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,8 +15,8 @@ from streaming.events import Event, merge
 from streaming.runs import Run
 
 from .chat import json_line
+from .transport import let_go
 
-logger = logging.getLogger("sidestream")
 MEDIA_TYPE = "application/x-ndjson"
 
 
@@ -55,7 +54,7 @@ class LineStream(Response):
             return
         if not isinstance(exc, TimeoutError):
             raise exc
-        logger.info("run %s: a viewer took nothing for %g s and was let go", self._run.id, self._send_timeout)
+        let_go(receive, self._run.id, self._send_timeout)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

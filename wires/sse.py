@@ -5,10 +5,9 @@ all that are ready in one piece, so nothing is encoded twice and one wake-up is 
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 
-from sse_starlette.sse import EventSourceResponse
+from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from streaming.events import Event
@@ -16,8 +15,10 @@ from streaming.log import follow
 from streaming.runs import Run
 
 from .chat import json_line
+from .transport import let_go
 
-logger = logging.getLogger("sidestream")
+# At a signal the service ends its runs, and so its streams, with a terminal event; this would cut them before.
+AppStatus.enable_automatic_graceful_drain = False
 
 
 def frame(run_id: bytes, seq: int, event: Event) -> bytes:
@@ -62,7 +63,7 @@ class EventStream(EventSourceResponse):
                     self._check_send()
                     await super().__call__(scope, receive, send)
             except TimeoutError:
-                logger.info("run %s: a viewer took nothing for %g s and was let go", self._run.id, self._longest_send)
+                let_go(receive, self._run.id, self._longest_send)
             finally:
                 self._clock.cancel()
 

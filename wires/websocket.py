@@ -6,7 +6,6 @@ time: what is asked during one is refused with an `error` that ends nothing and 
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 import msgspec
@@ -21,9 +20,7 @@ from streaming.runs import Run
 
 from .chat import ChatRequest, decode_body, decode_query, json_line
 from .ndjson import line
-
-logger = logging.getLogger("sidestream")
-TOO_SLOW = 1008  # RFC 6455, 7.4.1: the client breaks a rule of ours
+from .transport import let_go
 
 
 class Conversation:
@@ -34,13 +31,18 @@ class Conversation:
         socket: WebSocket,
         new_run: Callable[[ChatRequest], Run],
         start: Callable[[Run], None],
+        *,
         send_timeout: float,
+        max_bytes: int,
     ) -> None:
         self._socket = socket
         self._new_run = new_run
         self._start = start
         self._send_timeout = send_timeout
+        self._max_bytes = max_bytes
         self._defaults = decode_query(socket.query_params.multi_items())
+        if self._defaults.message or self._defaults.question or self._defaults.messages:
+            raise RequestError("invalid_request", "Send messages as frames, not as parameters.", field="message")
         self._history: list[Message] = []
         self._run: Run | None = None
 
@@ -62,6 +64,8 @@ class Conversation:
 
     def _take(self, text: str | None) -> Run | None:
         """Take a frame: stop the turn, or return the run of a new one."""
+        if text is not None and len(text) > self._max_bytes:
+            raise RequestError("too_large", f"The frame is larger than {self._max_bytes} bytes.")
         if text is None:
             raise RequestError("invalid_request", "Send text frames, not binary ones.")
         request = _object(text)
@@ -77,8 +81,9 @@ class Conversation:
             conversation = [*self._history, *conversation]
         given = {name: value for name, value in asdict(chat).items() if value is not None}
         whole = replace(self._defaults, **given)
+        if len(msgspec.json.encode(conversation)) > self._max_bytes:
+            raise RequestError("too_large", f"The conversation is larger than {self._max_bytes} bytes.")
         self._run = self._new_run(replace(whole, message=None, question=None, messages=conversation))
-        self._history = list(conversation)
         return self._run
 
     async def _turn(self, run: Run) -> None:
@@ -92,8 +97,7 @@ class Conversation:
                             await self._socket.send_text(line(run_id, seq, event)[:-1].decode())
                 self._remember(run)
         except TimeoutError:
-            logger.info("run %s: a viewer took nothing for %g s and was let go", run.id, self._send_timeout)
-            await self._socket.close(TOO_SLOW)
+            let_go(self._socket._receive, run.id, self._send_timeout)  # a close frame would wait behind the rest
         finally:
             self._run = None
 
@@ -102,9 +106,7 @@ class Conversation:
         events = run.log.read(0)
         answer = "".join(event.token for event in events if isinstance(event, Token))
         if isinstance(events[-1], Done | Cancelled) and answer:
-            self._history.append(Message("assistant", answer))
-        else:
-            self._history.pop()
+            self._history = [*run.request.messages, Message("assistant", answer)]
 
     async def _refuse(self, fault: Fault) -> None:
         told = {"error": fault.text, "code": fault.code, "retryable": fault.retryable}

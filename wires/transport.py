@@ -1,0 +1,19 @@
+"""What lies below a wire: the connection of a viewer that takes nothing.
+
+Returning from the app would not do: the server would wait, for ever, to flush what the viewer does not take. ASGI has
+no word for hanging up, so this reaches for the server's transport, where there is one (uvicorn's protocols).
+"""
+
+import logging
+
+from starlette.types import Receive
+
+logger = logging.getLogger("sidestream")
+
+
+def let_go(receive: Receive, run_id: str, seconds: float) -> None:
+    """Hang up on the viewer whose `receive` this is, dropping what is buffered for it; it may come back and resume."""
+    logger.warning("run %s: a viewer took nothing for %g s and was let go", run_id, seconds)
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
