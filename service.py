@@ -9,12 +9,15 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -59,7 +62,7 @@ class Service:
         """Run and follow in one request, by POST or (for an EventSource) by GET."""
         provider = request.path_params.get("name")
         if provider is not None and provider not in self.providers.names:
-            raise RequestError("unknown_model", f"There is no provider {provider!r}.", field="model")
+            raise RequestError("unknown_model", f"There is no provider {provider[:100]!r}.", field="model")
         check_origin(request.headers, self.settings.allowed_origins)
         if ended := _reconnect(request):
             return ended
@@ -88,7 +91,13 @@ class Service:
         """Many turns over one socket."""
         try:
             check_origin(socket.headers, self.settings.allowed_origins)
-            conversation = Conversation(socket, self._run, self.runs.start, self.settings.send_timeout)
+            conversation = Conversation(
+                socket,
+                self._run,
+                self.runs.start,
+                send_timeout=self.settings.send_timeout,
+                max_bytes=self.settings.max_body_bytes,
+            )
         except Fault as fault:
             await socket.send_denial_response(problem(fault))
             return
@@ -125,6 +134,7 @@ class Service:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Import the SDKs beside the first requests, not before them; close everything at the end."""
         warming = asyncio.create_task(self._warm())
+        self._drain_on_signals(asyncio.get_running_loop())
         try:
             yield
         finally:
@@ -133,13 +143,29 @@ class Service:
             await self.runs.close()
             await self.providers.close()
 
+    def _drain_on_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the runs at the signal that ends the process, so that each viewer gets its terminal event.
+
+        The server would wait for open streams before it tells us (the end of the lifespan).
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals are another's business there
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, _before(signal.getsignal(sign), partial(loop.call_soon_threadsafe, self.runs.drain)))
+
     async def _warm(self) -> None:
-        try:
-            await self.providers.warm()
-        except Fault as exc:
-            logger.error("%s: %s", exc.code, exc.text)  # whoever asks for it is told again
+        await self.providers.warm()
         # The SDKs' several 100,000 objects are here to stay; walking them would halt every stream for 0.1 s and more.
         gc.freeze()
+
+
+def _before(handler: Any, act: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
+    def handle(sign: int, frame: FrameType | None) -> None:
+        act()
+        if callable(handler):
+            handler(sign, frame)
+
+    return handle
 
 
 def _head(response: Response) -> Response:
@@ -159,7 +185,7 @@ def _reconnect(request: Request) -> Response | None:
     if event_id is None:
         return None
     run_id, _, seq = event_id.rpartition("-")
-    if len(run_id) != 32 or not seq.isdecimal() or set(run_id) - set("0123456789abcdef"):
+    if len(run_id) != 32 or not (seq.isascii() and seq.isdecimal()) or set(run_id) - set("0123456789abcdef"):
         raise RequestError("invalid_request", "That is no event id of ours.", field="last_event_id")
     return Response(status_code=204)
 
@@ -256,6 +282,7 @@ def main() -> None:
     parser.add_argument("--reload", action="store_true", help="restart when the code changes")
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (SIDESTREAM_CONFIG)")
     options = parser.parse_args()
+    sys.path.insert(0, os.getcwd())  # where an operator's own providers are, as `python -m` has it
     if options.config:
         os.environ["SIDESTREAM_CONFIG"] = options.config
     try:

@@ -4,6 +4,7 @@ A provider is made from its settings and the shared way to HTTP upstreams, and i
 file and streaming.events, streaming.errors, streaming.request. They are found by name in registry.py.
 """
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from streaming.errors import UpstreamError
 from streaming.events import Event, Finish, Usage
 from streaming.request import ProviderSettings
 
@@ -64,3 +66,72 @@ class Upstream(Protocol):
         Every failure comes out as an UpstreamError. The connection is closed when the generator is; it is reused
         where the response was read to its end.
         """
+
+
+# What vendors call their errors, in a body or in mid-stream. Never the words of a message.
+_BY_VENDOR_CODE = {
+    "context_length_exceeded": "context_length",
+    "content_filter": "content_filtered",
+    "content_policy_violation": "content_filtered",
+    "invalid_api_key": "upstream_auth",
+    "authentication_error": "upstream_auth",
+    "permission_error": "upstream_auth",
+    "rate_limit_exceeded": "upstream_rate_limited",
+    "rate_limit_error": "upstream_rate_limited",
+    "insufficient_quota": "upstream_rate_limited",
+    "invalid_request_error": "upstream_rejected",
+    "invalid_prompt": "upstream_rejected",
+    "not_found_error": "upstream_rejected",
+    "request_too_large": "upstream_rejected",
+}
+_TEXTS = {
+    "upstream_auth": "The upstream refused our credentials.",
+    "upstream_rejected": "The upstream rejected the request.",
+    "upstream_rate_limited": "The upstream is rate limiting us.",
+    "upstream_unavailable": "The upstream is unavailable.",
+    "upstream_incomplete": "The upstream broke off before the answer was whole.",
+    "upstream_invalid": "The upstream sent something that could not be understood.",
+    "content_filtered": "The upstream's content filter stopped this.",
+    "context_length": "The conversation is longer than the model can take.",
+}
+_TELLS_WHY = {"upstream_rejected", "context_length", "content_filtered"}
+
+
+def upstream_error(
+    *codes: str | None, status: int | None = None, message: object = None, secrets: tuple[str, ...] = ()
+) -> UpstreamError:
+    """Map a vendor's error to ours: a telling HTTP status, else the first of `codes` that is known, else unavailable.
+
+    The vendor's message is passed on, scrubbed of `secrets`, only where the caller can mend what it complains of.
+    """
+    code = _by_status(status)
+    if status is None or code == "upstream_rejected":  # a 401 may call itself an invalid_request_error
+        code = next((_BY_VENDOR_CODE[c] for c in codes if c in _BY_VENDOR_CODE), code)
+    text = _TEXTS[code] if status is None else f"{_TEXTS[code][:-1]} (HTTP {status})."
+    if code in _TELLS_WHY and isinstance(message, str) and message:
+        text = f"{text} It says: {scrub(message, secrets)}"
+    return UpstreamError(code, text)
+
+
+def _by_status(status: int | None) -> str:
+    if status in (401, 403):
+        return "upstream_auth"
+    if status == 429:
+        return "upstream_rate_limited"
+    if status is not None and status < 500 and status not in (408, 409):
+        return "upstream_rejected"
+    return "upstream_unavailable"
+
+
+_KEY_LIKE = re.compile(
+    r"(?i)\b(?:bearer\s+\S+|(?:sk|pk|rk|api[-_]?key|key|token|secret)(?:[-_=]|:\s*)[^\s\"',;]{6,})|[\w+/=-]{40,}"
+)
+
+
+def scrub(message: str, secrets: tuple[str, ...] = ()) -> str:
+    """Return a foreign text fit for a client: one line, at most 300 characters, nothing in it that may be a key."""
+    for secret in secrets:
+        if len(secret) > 5:  # shorter ones are stand-ins for none
+            message = message.replace(secret, "[redacted]")
+    message = _KEY_LIKE.sub("[redacted]", message)
+    return " ".join(message.split())[:300]

@@ -11,7 +11,7 @@ import anthropic
 import msgspec
 from msgspec import UNSET, Struct
 
-from streaming.errors import RequestError, upstream_error
+from streaming.errors import RequestError
 from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import (
     ImagePart,
@@ -24,7 +24,7 @@ from streaming.request import (
     TextPart,
 )
 
-from . import Item, Upstream, arguments
+from . import Item, Upstream, arguments, upstream_error
 
 MAX_TOKENS = 4096
 REASONS: dict[str, FinishReason] = {

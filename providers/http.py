@@ -19,10 +19,10 @@ import httpx2
 import msgspec
 from yarl import URL
 
-from streaming.errors import Fault, UpstreamError, scrub, upstream_error
+from streaming.errors import Fault, UpstreamError
 from streaming.request import ProviderSettings
 
-from . import Client, Item, Translation
+from . import Client, Item, Translation, scrub, upstream_error
 
 CONNECT_TIMEOUT = 10.0
 # After the terminator a well-behaved upstream closes the body at once; reading to its end keeps the connection.

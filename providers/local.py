@@ -11,6 +11,7 @@ import importlib.util
 import multiprocessing
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from streaming.request import ProviderSettings
 ROOT = Path(__file__).resolve().parent.parent
 ALIAS = "smollm2"
 START_TIMEOUT = 60.0
+END_TIMEOUT = 2.0
 SLOTS = 4
 CONTEXT = 8192  # tokens, shared by the slots; as many as SmolLM2 was trained for
 MAX_TOKENS = 1024  # where a request names no limit of its own
@@ -58,12 +60,16 @@ class ModelServer:
     def address(self) -> Address:
         """Return where the server is, starting it if need be. Raises UpstreamError where it does not come up."""
         deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline:
-            if self._take_lock() and (self._child is None or self._child.poll() is not None):
-                self._start()
-            if address := self._read():
-                return address
-            time.sleep(0.05)  # another worker is starting it
+        try:
+            while time.monotonic() < deadline:
+                if self._take_lock() and (self._child is None or self._child.poll() is not None):
+                    self._start()
+                if address := self._read():
+                    return address
+                time.sleep(0.05)  # another worker is starting it
+        except OSError as exc:
+            text = f"The embedded model cannot be started: {self._folder}: {exc.strerror}."
+            raise UpstreamError("upstream_unavailable", text) from exc
         raise UpstreamError("upstream_unavailable", "The embedded model did not start in time.")
 
     def close(self) -> None:
@@ -96,7 +102,11 @@ class ModelServer:
     def _end_child(self) -> None:
         if self._child and self._child.stdin:
             self._child.stdin.close()
-            self._child.wait(timeout=10)
+            try:
+                self._child.wait(END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
         self._child = None
 
     def _start(self) -> None:
@@ -112,8 +122,10 @@ class ModelServer:
         )
         assert self._child.stdout
         with self._child.stdout as out:
-            url = out.readline().decode().strip()
+            ready, _, _ = select.select([out], [], [], START_TIMEOUT)
+            url = out.readline().decode().strip() if ready else ""
         if not url:
+            self._child.kill()
             raise UpstreamError("upstream_unavailable", "The embedded model could not be started.")
         written = self._folder / "address.new"
         written.write_bytes(msgspec.json.encode(Address(f"{url}/v1", key)))

@@ -12,11 +12,10 @@ import msgspec
 import openai
 from msgspec import UNSET, Struct
 
-from streaming.errors import upstream_error
 from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import ProviderSettings, RunRequest
 
-from . import Item, Upstream, arguments
+from . import Item, Upstream, arguments, upstream_error
 
 REASONS: dict[str, FinishReason] = {
     "stop": "stop",

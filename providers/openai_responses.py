@@ -12,7 +12,7 @@ import msgspec
 import openai
 from msgspec import UNSET, Struct
 
-from streaming.errors import RequestError, upstream_error
+from streaming.errors import RequestError
 from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import (
     ImagePart,
@@ -25,7 +25,7 @@ from streaming.request import (
     TextPart,
 )
 
-from . import Item, Upstream, arguments
+from . import Item, Upstream, arguments, upstream_error
 
 
 class _Item(Struct):

@@ -7,17 +7,20 @@ soon as the service starts, the others when first asked for. Nothing here knows 
 import asyncio
 import importlib
 import importlib.util
+import logging
 import re
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from streaming.errors import RequestError, SettingsError
+from streaming.errors import Fault, RequestError, SettingsError
 from streaming.request import Provider, ProviderSettings
 
+logger = logging.getLogger("sidestream")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = {"ag-ui", "chat", "healthz", "lg", "metrics", "readyz", "runs", "stream", "ui", "v1", "ws"}
 
@@ -90,6 +93,8 @@ class Providers:
         self.default: Model | None = None
         self._upstream: Any = None
         self._lock = threading.Lock()
+        # Of their own: a model that takes long to load must not hold up the default pool, which resolves host names.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="providers")
         problems: list[str] = []
         own = {name: table for name, table in tables.items() if name not in KINDS}
         builtin = {name: tables.get(name, ProviderSettings()) for name in KINDS}
@@ -134,18 +139,20 @@ class Providers:
             return self._model(provider, model)
         if found := next((m for m in self.catalogue() if m.model == asked), None):
             return found
-        raise RequestError("unknown_model", f"There is no model {asked!r}. {self._known()}", field="model")
+        raise RequestError("unknown_model", f"There is no model {asked[:100]!r}. {self._known()}", field="model")
 
     def _model(self, provider: str, model: str | None) -> Model:
         if provider not in self._entries:
-            raise RequestError("unknown_model", f"There is no provider {provider!r}. {self._known()}", field="model")
+            raise RequestError(
+                "unknown_model", f"There is no provider {provider[:100]!r}. {self._known()}", field="model"
+            )
         entry = self._entries[provider]
         if not model and not entry.models:
             raise RequestError("unknown_model", f"Name a model: {provider}/<model>.", field="model")
         model = model or entry.models[0]
         if entry.kind.closed and model not in entry.models:
             raise RequestError(
-                "unknown_model", f"{provider} has no {model!r}, but {', '.join(entry.models)}.", field="model"
+                "unknown_model", f"{provider} has no {model[:100]!r}, but {', '.join(entry.models)}.", field="model"
             )
         return Model(provider, model)
 
@@ -157,13 +164,16 @@ class Providers:
         entry = self._entries[name]
         if entry.made and not entry.kind.server:
             return entry.made
-        return await asyncio.shield(asyncio.to_thread(self._make, entry))
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, self._make, entry))
 
     async def warm(self) -> None:
         """Make those that a request is likely to need: the ones with a key, and the default."""
         for name, entry in self._entries.items():
             if entry.kind.keys or (self.default and name == self.default.provider):
-                await self.load(name)
+                try:
+                    await self.load(name)
+                except Exception as exc:  # whoever asks for it is told
+                    logger.error("provider %s: %s", name, exc.text if isinstance(exc, Fault) else type(exc).__name__)
 
     async def close(self) -> None:
         """Close connections and servers."""
@@ -172,6 +182,7 @@ class Providers:
         for entry in self._entries.values():
             if entry.server:
                 await asyncio.to_thread(entry.server.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _make(self, entry: _Entry) -> Provider:
         with entry.lock:

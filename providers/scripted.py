@@ -118,7 +118,8 @@ def _script(request: RunRequest) -> list[Step]:
         text = "scripted/custom plays what `provider_options.script` says: a list of steps."
         raise RequestError("invalid_request", text, field="provider_options")
     try:
-        return msgspec.convert(script, list[Step])
+        steps: list[Step] = msgspec.convert(script, Annotated[list[Step], Meta(max_length=10_000)])
+        return steps
     except msgspec.ValidationError as exc:
         raise RequestError("invalid_request", f"provider_options.script: {exc}", field="provider_options") from exc
 

@@ -44,7 +44,7 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """One turn of the conversation. A `tool` message answers the call named by `tool_call_id`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | ImagePart] | None = None
+    content: str | Annotated[list[TextPart | ImagePart], Meta(max_length=1000)] | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
@@ -98,9 +98,9 @@ class Sampling(Struct, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=100)] | None = None
     seed: int | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=1000)] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
     provider_options: dict[str, Any] | None = None

@@ -12,7 +12,7 @@ appends the one terminal event, so a task cancelled before its first step still 
     no content by `first_token_timeout`, or none    by the clock                    error/first_token_timeout,
       for `idle_timeout`                                                              error/idle_timeout
     the last viewer leaves                          by the viewer                   cancelled/disconnected
-    the process stops                               by `Runs.close`                 cancelled/draining
+    the process stops                               by `Runs.drain`                 cancelled/draining
 
 When two happen at once, the first recorded wins. Not here: retries and what a provider or a wire is.
 """
@@ -65,6 +65,7 @@ class Run:
         self.log = EventLog()
         self._candidate = candidate
         self._limits = limits
+        self._task: asyncio.Task[None] | None = None
         self._viewers = 0
         self._ending: Finish | Fault | CancelReason | None = None
         self._finish: Finish | None = None
@@ -72,6 +73,10 @@ class Run:
         self._deltas = 0
         self._characters = 0
         self._first_content: float | None = None
+
+    @property
+    def request(self) -> RunRequest:
+        return self._candidate.request
 
     def start(self, *, on_end: Callable[["Run"], object] = lambda run: None) -> None:
         """Log `start` and begin to ask the provider. `on_end` is called once, after the terminal event."""
@@ -87,7 +92,7 @@ class Run:
 
     def end(self, reason: Fault | CancelReason) -> None:
         """Stop the run for `reason`, unless it is ending already. The upstream's socket closes as the task unwinds."""
-        if self._ending is None and not self.log.closed:
+        if self._task and self._ending is None and not self.log.closed:
             self._ending = reason
             self._task.cancel()
 
@@ -103,8 +108,9 @@ class Run:
                 self.end("disconnected")
 
     async def wait(self) -> None:
-        """Return when the run has ended and its upstream is closed."""
-        await asyncio.wait([self._task])
+        """Return when the run has ended and its upstream is closed; at once where it was never started."""
+        if self._task:
+            await asyncio.wait([self._task])
 
     async def _generate(self) -> None:
         try:
@@ -212,20 +218,28 @@ class Runs:
 
     def __init__(self) -> None:
         self._active: set[Run] = set()
+        self._draining = False
 
     def __len__(self) -> int:
         return len(self._active)
 
     def start(self, run: Run) -> None:
+        """Start a run. Raises ServiceError shutting_down once `drain` was called."""
+        if self._draining:
+            raise ServiceError("shutting_down", "The service is shutting down.")
         self._active.add(run)
         run.start(on_end=self._active.discard)
 
+    def drain(self) -> None:
+        """Begin no more runs and end those that go on; their viewers get the terminal event."""
+        self._draining = True
+        for run in list(self._active):
+            run.end("draining")
+
     async def close(self) -> None:
         """End every run; return when their upstreams are closed."""
-        ending = list(self._active)
-        for run in ending:
-            run.end("draining")
-        for run in ending:
+        self.drain()
+        for run in list(self._active):
             await run.wait()
 
 

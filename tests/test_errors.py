@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.errors import Fault, RequestError, ServiceError, SettingsError, UpstreamError, scrub, upstream_error
+from providers import scrub, upstream_error
+from streaming.errors import Fault, RequestError, ServiceError, SettingsError, UpstreamError
 from wires.problem import problem
 
 # code -> whose fault, HTTP status, whether trying again may help, title
@@ -32,6 +33,7 @@ CODES: dict[str, tuple[type[Fault], int, bool, str]] = {
     "run_timeout": (ServiceError, 504, True, "Gateway Timeout"),
     "output_limit": (ServiceError, 500, False, "Internal Server Error"),
     "internal": (ServiceError, 500, False, "Internal Server Error"),
+    "shutting_down": (ServiceError, 503, True, "Service Unavailable"),
 }
 
 

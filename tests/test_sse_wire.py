@@ -200,7 +200,7 @@ data: {"done":true,"reason":"draining","usage":{"input_tokens":1,"output_tokens"
 
 def test_a_stream_that_is_cancelled_by_the_service_ends_with_cancelled_and_is_whole() -> None:
     async def test() -> Exchange:
-        app = await app_with()
+        app = await app_with(SIDESTREAM_IDLE_TIMEOUT="59")  # one of its own: it will not serve again
         async with Exchange(app, "GET", script({"say": "Hi"}, {"hang": True})) as exchange:
             await exchange.until(b"Hi")
             await service_of(app).runs.close()
@@ -209,6 +209,18 @@ def test_a_stream_that_is_cancelled_by_the_service_ends_with_cancelled_and_is_wh
     exchange = run_ahead(test())
     assert plain(exchange).endswith('data: {"token":"Hi"}\n\n' + CANCELLED)
     assert exchange.is_whole
+
+
+@pytest.mark.parametrize("path", ["/chat/stream", "/stream"])
+def test_who_comes_while_the_service_stops_is_sent_elsewhere(path: str) -> None:
+    async def test() -> Exchange:
+        app = await app_with(SIDESTREAM_IDLE_TIMEOUT="58" if path == "/stream" else "57")
+        await service_of(app).runs.close()
+        return await ask(app, "GET", f"{path}?message=hi&model=mirror")
+
+    exchange = run_ahead(test())
+    assert (exchange.status, exchange.headers["retry-after"]) == (503, "1")
+    assert json.loads(exchange.body)["code"] == "shutting_down"
 
 
 def test_each_event_leaves_as_soon_as_it_is_there_and_in_one_piece() -> None:

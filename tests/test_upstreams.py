@@ -236,6 +236,16 @@ def test_any_line_ends_and_any_splits_say_the_same(
 
 
 @each_dialect
+def test_a_body_that_ends_with_its_connection_is_as_good(relay: Service, upstream: Upstream, dialect: Dialect) -> None:
+    head = Head(headers={"Content-Type": "text/event-stream", "Connection": "close"})
+    upstream.play(head, *dialect.opening, dialect.token("Well"), *dialect.ending, FIN)
+    with ask(relay, dialect.provider) as client:
+        assert told(client) == [start(dialect), ("token", {"token": "Well"}), ("done", dialect.done(1))]
+    upstream.play(head, *dialect.opening, dialect.token("One"), FIN)
+    fails(relay, upstream, dialect, INCOMPLETE, "One")
+
+
+@each_dialect
 def test_a_compressed_body_is_read_as_it_comes(relay: Service, upstream: Upstream, dialect: Dialect) -> None:
     press = zlib.compressobj(wbits=31)
 

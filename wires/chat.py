@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from msgspec.structs import asdict
 
 from streaming.errors import RequestError
@@ -24,7 +25,7 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     message: str | None = None
     question: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Meta(max_length=10_000)] | None = None  # more would halt all other streams
     model: str | None = None
     system: str | None = None
     system_prompt: str | None = None
@@ -83,6 +84,7 @@ _decode = msgspec.json.Decoder(ChatRequest).decode
 
 def decode_body(body: bytes) -> ChatRequest:
     """Decode a JSON body. Raises RequestError that names what is wrong and where."""
+    body = body.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which JSON readers may ignore (RFC 8259, 8.1)
     if not body.strip():
         raise RequestError("invalid_request", "The body is empty; send a JSON object.")
     try:

@@ -44,12 +44,15 @@ class Problems:
         async def watched(message: Message) -> None:
             nonlocal started
             started = True
-            await send(message)
+            try:
+                await send(message)
+            except (RuntimeError, OSError) as exc:  # uvloop's word for a connection that is gone is RuntimeError
+                raise ClientDisconnect from exc
 
         try:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
-            return  # while we read its body; nobody is left to answer
+            return  # nobody is left to answer
         except Exception as exc:
             where = "".join(traceback.format_tb(exc.__traceback__))
             logger.error("internal error: %s\n%s", type(exc).__name__, where)
