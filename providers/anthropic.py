@@ -14,6 +14,7 @@ from msgspec import UNSET, Struct
 from streaming.errors import RequestError
 from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import (
+    Function,
     ImagePart,
     JSONObjectFormat,
     JSONSchemaFormat,
@@ -264,8 +265,11 @@ def _plain(content: str | list[TextPart | ImagePart] | None) -> str:
     return "".join(part.text for part in content if isinstance(part, TextPart))
 
 
-def _tool(function: Any) -> dict[str, Any]:
-    tool = {"name": function.name, "input_schema": function.parameters or {"type": "object", "properties": {}}}
+def _tool(function: Function) -> dict[str, Any]:
+    tool: dict[str, Any] = {
+        "name": function.name,
+        "input_schema": function.parameters or {"type": "object", "properties": {}},
+    }
     if function.description:
         tool["description"] = function.description
     if function.strict:

@@ -142,7 +142,8 @@ class Translation:
         chunk = _decode(data)
         if chunk.error is not None:
             error = chunk.error if isinstance(chunk.error, _Error) else _Error(chunk.error)
-            raise upstream_error(_text(error.code), _text(error.type), message=error.message)
+            status = error.code if isinstance(error.code, int) else None  # OpenRouter's codes are HTTP's
+            raise upstream_error(_text(error.code), _text(error.type), status=status, message=error.message)
         self._model = chunk.model or self._model
         if chunk.usage is not None:
             self._usage = _usage(chunk.usage)

@@ -15,6 +15,7 @@ from msgspec import UNSET, Struct
 from streaming.errors import RequestError
 from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import (
+    Function,
     ImagePart,
     JSONSchemaFormat,
     Message,
@@ -152,7 +153,7 @@ def body(request: RunRequest) -> dict[str, Any]:
         "max_output_tokens": request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
-        "tools": [{"type": "function", **msgspec.to_builtins(t.function)} for t in request.tools or ()] or None,
+        "tools": [_tool(tool.function) for tool in request.tools or ()] or None,
         "tool_choice": _tool_choice(request),
         "text": _format(request),
     }
@@ -164,6 +165,12 @@ def body(request: RunRequest) -> dict[str, Any]:
         **{name: value for name, value in fields.items() if value is not None},
         **(request.provider_options or {}),
     }
+
+
+def _tool(function: Function) -> dict[str, Any]:
+    """Both are required here, and `strict` would be taken for true where Chat Completions takes it for false."""
+    needed = {"parameters": {"type": "object", "properties": {}}, "strict": False}
+    return {"type": "function", **needed, **msgspec.to_builtins(function)}
 
 
 def _tool_choice(request: RunRequest) -> Any:

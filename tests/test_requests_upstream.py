@@ -90,7 +90,21 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
                     {"type": "function", "function": {**BARE_TOOL, "strict": True}},
                 ]
             },
-            RESPONSES: {"tools": [{"type": "function", **TOOL}, {"type": "function", **BARE_TOOL, "strict": True}]},
+            RESPONSES: {
+                "tools": [
+                    {
+                        "type": "function",
+                        **TOOL,
+                        "strict": False,
+                    },  # which Responses takes for true where it is not said
+                    {
+                        "type": "function",
+                        **BARE_TOOL,
+                        "parameters": {"type": "object", "properties": {}},
+                        "strict": True,
+                    },
+                ]
+            },
             MESSAGES: {
                 "tools": [
                     {

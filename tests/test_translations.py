@@ -280,7 +280,8 @@ def test_unknown_chat_fields_and_chunks_pass_by() -> None:
             "The upstream is rate limiting us.",
         ),
         ({"message": "Oops", "type": "server_error"}, "upstream_unavailable", "The upstream is unavailable."),
-        ({"message": "Oops", "code": 502}, "upstream_unavailable", "The upstream is unavailable."),
+        ({"message": "Oops", "code": 502}, "upstream_unavailable", "The upstream is unavailable (HTTP 502)."),
+        ({"message": "Slow", "code": 429}, "upstream_rate_limited", "The upstream is rate limiting us (HTTP 429)."),
         (
             {"message": "Too long", "type": "invalid_request_error", "code": None},
             "upstream_rejected",
