@@ -206,7 +206,7 @@ def test_pings_never_come_within_an_event(hasty: Service, upstream: Upstream, di
     assert blocks.pop() == b""
     assert [block for block in blocks if not BLOCK.fullmatch(block)] == []
     assert blocks.count(b": ping") > 2
-    assert b'"tokens":328' in blocks[-1]
+    assert b'"tokens":328' in [block for block in blocks if block != b": ping"][-1]
 
 
 @each_dialect
