@@ -27,8 +27,9 @@ from . import Client, Item, Translation, scrub, upstream_error
 CONNECT_TIMEOUT = 10.0
 # After the terminator a well-behaved upstream closes the body at once; reading to its end keeps the connection.
 DRAIN_TIMEOUT = 0.1
-# Shorter than the idle timeouts of the servers in use (60 s and more), so that we seldom write into a closed socket.
-KEEPALIVE = 15.0
+# Shorter than what servers close idle connections after (uvicorn, and so vLLM, Node, llama.cpp: 5 s; vendors: more), so
+# that no request goes into a connection that is being closed.
+KEEPALIVE = 4.0
 BOM = b"\xef\xbb\xbf"
 MAX_EVENT_BYTES = 16 * 2**20
 
@@ -93,9 +94,11 @@ class Upstreams:
         if settings.base_url is None:
             return client(api_key=settings.api_key, **ours)
         lines = os.environ.get(f"{sdk.__name__.upper()}_CUSTOM_HEADERS", "").splitlines()
-        omitted = {line.partition(":")[0].strip(): sdk.Omit() for line in lines if ":" in line}
+        headers = {line.partition(":")[0].strip(): sdk.Omit() for line in lines if ":" in line}
+        if settings.options.get("keep_alive") is False:
+            headers["Connection"] = "close"
         key = settings.api_key or "none"
-        return client(api_key=key, base_url=settings.base_url, default_headers=omitted, **elsewhere, **ours)
+        return client(api_key=key, base_url=settings.base_url, default_headers=headers, **elsewhere, **ours)
 
     async def follow(
         self,
@@ -187,10 +190,10 @@ class _Transport(httpx2.AsyncBaseTransport):
     def __init__(self) -> None:
         self._ssl: ssl.SSLContext = httpx2.create_ssl_context()
         self._proxies = getproxies()
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        session = self._session = self._session or self._open()
+        session = self._session(brief=request.headers["connection"] == "close")
         try:
             response = await session.request(
                 request.method,
@@ -209,16 +212,23 @@ class _Transport(httpx2.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
-        if self._session:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
-    def _open(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl, keepalive_timeout=KEEPALIVE),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+    def _session(self, *, brief: bool) -> aiohttp.ClientSession:
+        """The session whose pool keeps connections, or the one for servers that do not.
+
+        Neither has a limit (aiohttp's is 100 connections): past one, a stream would wait without a word.
+        """
+        if brief not in self._sessions:
+            keeping = {"force_close": True} if brief else {"keepalive_timeout": KEEPALIVE}
+            self._sessions[brief] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl, **keeping),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._sessions[brief]
 
     def _proxy(self, url: httpx2.URL) -> str | None:
         proxy = self._proxies.get(url.scheme) or self._proxies.get("all")

@@ -113,19 +113,19 @@ class ModelServer:
         self._end_child()
         (self._folder / "address").unlink(missing_ok=True)
         key = secrets.token_urlsafe(24)
-        self._child = subprocess.Popen(
+        child = self._child = subprocess.Popen(
             [sys.executable, "-m", "providers.local", self._model or str(_model_file())],
             env={**os.environ, "PYTHONPATH": str(ROOT), "LLAMA_API_KEY": key},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        assert self._child.stdout
-        with self._child.stdout as out:
+        assert child.stdout
+        with child.stdout as out:
             ready, _, _ = select.select([out], [], [], START_TIMEOUT)
             url = out.readline().decode().strip() if ready else ""
         if not url:
-            self._child.kill()
+            child.kill()
             raise UpstreamError("upstream_unavailable", "The embedded model could not be started.")
         written = self._folder / "address.new"
         written.write_bytes(msgspec.json.encode(Address(f"{url}/v1", key)))

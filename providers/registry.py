@@ -164,7 +164,9 @@ class Providers:
         entry = self._entries[name]
         if entry.made and not entry.kind.server:
             return entry.made
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, self._make, entry))
+        making = asyncio.get_running_loop().run_in_executor(self._threads, self._make, entry)
+        making.add_done_callback(_retrieve)
+        return await asyncio.shield(making)
 
     async def warm(self) -> None:
         """Make those that a request is likely to need: the ones with a key, and the default."""
@@ -190,7 +192,9 @@ class Providers:
             if entry.kind.server:
                 entry.server = entry.server or _import(entry.kind.server)(settings)
                 address = entry.server.address()
-                settings = replace(settings, base_url=address.base_url, api_key=address.api_key)
+                # llama.cpp announces that it keeps a connection, and closes it behind each stream.
+                options = {**settings.options, "keep_alive": False}
+                settings = replace(settings, base_url=address.base_url, api_key=address.api_key, options=options)
             if entry.made is None or settings != entry.made_for:
                 entry.made = _import(entry.kind.target)(settings, self._shared_upstream())
                 entry.made_for = settings
@@ -229,6 +233,11 @@ def _entry(name: str, table: ProviderSettings, environ: Mapping[str, str], *, as
             return None
         table = replace(table, api_key="none")  # an endpoint that asks for no key, named by the SDK's own variable
     return _Entry(kind, table)
+
+
+def _retrieve(made: asyncio.Future[Provider]) -> None:
+    if not made.cancelled():
+        made.exception()  # of one that nobody waits for any more asyncio would log it
 
 
 def _import(target: str) -> Any:

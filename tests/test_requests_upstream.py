@@ -480,6 +480,7 @@ def tables(upstream: Upstream) -> dict[str, dict[str, Any]]:
         "open_responses": {"use": "openai_responses", "base_url": f"{upstream.url}/v1"},
         "open_anthropic": {"use": "anthropic", "base_url": upstream.url, "options": {"max_tokens": 77}},
         "elsewhere": {"use": "anthropic", "api_key_env": "MY_KEY", "models": ["m1"]},
+        "brief": {"use": "openai", "base_url": f"{upstream.url}/v1", "options": {"keep_alive": False}},
     }
 
 
@@ -573,3 +574,10 @@ def test_a_message_of_an_endpoint_without_a_key_is_passed_on_whole(named: Servic
     upstream.refuse(400, OPENAI.error_body("tool_choice must be one of auto, none"))
     with post(named.port, "/open/stream", message="Hi") as client:
         assert told(client)[-1][1]["error"].endswith("It says: tool_choice must be one of auto, none")
+
+
+def test_a_server_that_keeps_no_connection_is_asked_for_none(named: Service, upstream: Upstream) -> None:
+    """llama.cpp says that it keeps a connection and closes it behind a stream: the next request would go nowhere."""
+    exchanges = [received(named, upstream, OPENAI, "brief", message="Hi", model="m1") for _ in range(3)]
+    assert [exchange.headers["connection"] for exchange in exchanges] == ["close"] * 3
+    assert len({exchange.connection for exchange in exchanges}) == 3
