@@ -1,13 +1,16 @@
 """Many turns over one WebSocket, with the `websockets` library as the client."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from starlette.types import Message
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from .asgi import make_app, run, service_of
 from .client import DEADLINE
 from .conftest import Service, Start
 from .recorded import chat
@@ -176,3 +179,28 @@ def test_messages_as_parameters_are_refused(service: Service) -> None:
     with pytest.raises(InvalidStatus) as refused:
         connect(f"ws://127.0.0.1:{service.port}/ws/chat?message=hi", proxy=None)
     assert refused.value.response.status_code == 400
+
+
+def test_a_turn_begun_while_the_service_stops_is_refused_in_words() -> None:
+    async def test() -> list[Message]:
+        app, incoming, sent = await make_app(SIDESTREAM_IDLE_TIMEOUT="56"), asyncio.Queue[Message](), list[Message]()
+        service_of(app).runs.drain()
+        refused = asyncio.Event()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            if message["type"] == "websocket.send":
+                refused.set()
+
+        scope = {"type": "websocket", "path": "/ws/chat", "query_string": b"", "headers": [(b"host", b"test")]}
+        for message in ({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "hi"}):
+            incoming.put_nowait(message)
+        serving = asyncio.ensure_future(app(scope, incoming.get, send))
+        await refused.wait()
+        incoming.put_nowait({"type": "websocket.disconnect"})
+        await serving
+        return sent
+
+    accepted, refusal = run(test())
+    assert accepted["type"] == "websocket.accept"
+    assert json.loads(refusal["text"])["data"]["code"] == "shutting_down"

@@ -98,6 +98,8 @@ class Conversation:
                 self._remember(run)
         except TimeoutError:
             let_go(self._socket._receive, run.id, self._send_timeout)  # a close frame would wait behind the rest
+        except Fault as fault:  # the service is stopping
+            await self._refuse(fault)
         finally:
             self._run = None
 
