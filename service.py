@@ -34,15 +34,18 @@ from providers.registry import Providers
 from streaming.errors import Fault, RequestError, SettingsError
 from streaming.runs import Candidate, Limits, Run, Runs
 from streaming.settings import Settings, load
-from wires.chat import EVENT_ID_PARAMETERS, ChatRequest, decode_body, decode_query
+from wires.chat import ChatRequest, decode_body, decode_query, json_line
+from wires.event_id import EventId, last_event_id, position
 from wires.ndjson import MEDIA_TYPE as NDJSON
 from wires.ndjson import LineStream
 from wires.origin import check_origin
 from wires.problem import Problems, problem
+from wires.resource import Links, digest, idempotency_key, status
 from wires.sse import EventStream
 from wires.websocket import Conversation
 
-PAGE = Path(__file__).parent / "web" / "index.html"
+WEB = Path(__file__).parent / "web"
+MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".ts": "text/plain"}
 logger = logging.getLogger("sidestream")
 
 
@@ -52,40 +55,94 @@ class Service:
     def __init__(self, settings: Settings, providers: Providers) -> None:
         self.settings = settings
         self.providers = providers
-        self.runs = Runs()
-        self.limits = Limits(
-            settings.run_timeout, settings.first_token_timeout, settings.idle_timeout, settings.max_run_bytes
+        self.runs = Runs(settings.keep, settings.keep_bytes)
+        self.links = Links(settings.url_secret, settings.keep)
+        self.longest = Limits(
+            settings.run_timeout,
+            settings.first_token_timeout,
+            settings.idle_timeout,
+            settings.max_run_bytes,
+            settings.max_linger,
         )
         self.started = int(time.time())
 
     async def chat(self, request: Request, *, ndjson: bool = False) -> Response:
-        """Run and follow in one request, by POST or (for an EventSource) by GET."""
+        """Run and follow in one request, by POST or (for an EventSource) by GET; with an event id, follow only."""
         provider = request.path_params.get("name")
         if provider is not None and provider not in self.providers.names:
             raise RequestError("unknown_model", f"There is no provider {provider[:100]!r}.", field="model")
         check_origin(request.headers, self.settings.allowed_origins)
-        if ended := _reconnect(request):
-            return ended
+        if seen := last_event_id(request.headers, request.query_params):
+            return self._follow(request, self.runs.find(seen.run), seen, ndjson=ndjson)
         if request.method == "POST":
-            chat = decode_body(await self._body(request))
+            run = await self._posted(request, provider, linger=0)
         else:
-            chat = decode_query(request.query_params.multi_items())
-        run = self._run(chat, provider)
-        response = self._follow(run, ndjson=ndjson or NDJSON in request.headers.get("accept", ""))
-        return _head(response) if request.method == "HEAD" else response
+            run = self._run(decode_query(request.query_params.multi_items()), provider)
+        return self._follow(request, run, None, ndjson=ndjson)
 
-    def _run(self, chat: ChatRequest, provider: str | None = None) -> Run:
-        """Make the run of a request; whoever follows it starts it."""
+    async def create_run(self, request: Request) -> Response:
+        """Start a run that is followed by other requests, which may come and go."""
+        check_origin(request.headers, self.settings.allowed_origins)
+        if last_event_id(request.headers, request.query_params):
+            text = "A request with an event id starts no run; follow one at /runs/<id>/events."
+            raise RequestError("invalid_request", text, field="last_event_id")
+        run = await self._posted(request, None, linger=self.settings.linger)
+        self.runs.begin(run)
+        path = _path(request, run)
+        return _json(self.links.created(run, path), 201, Location=path)
+
+    async def run(self, request: Request) -> Response:
+        """Tell how a run stands, or (by DELETE) stop it: then return when its upstream is closed."""
+        run = self._find(request)
+        if request.method != "DELETE":
+            return _json(status(run))
+        run.end("requested")
+        await run.wait()
+        return Response(status_code=204)
+
+    async def events(self, request: Request) -> Response:
+        """Follow a run from its beginning, or from where the client was."""
+        seen = last_event_id(request.headers, request.query_params)
+        return self._follow(request, self._find(request), seen)
+
+    def _find(self, request: Request) -> Run:
+        check_origin(request.headers, self.settings.allowed_origins)
+        run_id = request.path_params["run_id"]
+        self.links.check(run_id, request.query_params)
+        return self.runs.find(run_id)
+
+    async def _posted(self, request: Request, provider: str | None, *, linger: float) -> Run:
+        """Make the run of a POST, or find that of its Idempotency-Key."""
+        key = idempotency_key(request.headers)
+        body = await self._body(request)
+        return self._run(decode_body(body), provider, linger=linger, key=key, body=body)
+
+    def _run(
+        self, chat: ChatRequest, provider: str | None = None, *, linger: float = 0, key: str = "", body: bytes = b""
+    ) -> Run:
+        """Make the run of a request; whoever follows it begins it."""
         model = self.providers.resolve(chat.model, provider)
         candidate = Candidate(model.provider, chat.to_run(model.model), partial(self.providers.load, model.provider))
-        return Run(candidate, chat.limits(self.limits))
+        limits = chat.limits(self.longest, linger)
+        return self.runs.create(candidate, limits, key=key, asked=digest(str(model), body))
 
-    def _follow(self, run: Run, *, ndjson: bool) -> Response:
-        begin = partial(self.runs.start, run)
-        ping, send = self.settings.ping_interval, self.settings.send_timeout
-        if ndjson:
-            return LineStream(run, begin, ping_interval=ping, send_timeout=send)
-        return EventStream(run, begin, retry_ms=self.settings.retry_ms, ping_interval=ping, send_timeout=send)
+    def _follow(self, request: Request, run: Run, seen: EventId | None, *, ndjson: bool = False) -> Response:
+        """Follow a run from where the client was: it gets what it has not seen, and 204 once it has seen all."""
+        after = position(run, seen)
+        if run.log.ended(after):
+            return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        begin, settings = partial(self.runs.begin, run), self.settings
+        ping, send = settings.ping_interval, settings.send_timeout
+        response: Response
+        if ndjson or NDJSON in request.headers.get("accept", ""):
+            response = LineStream(run, begin, after=after, ping_interval=ping, send_timeout=send)
+        else:
+            retry = settings.retry_ms
+            response = EventStream(run, begin, after=after, retry_ms=retry, ping_interval=ping, send_timeout=send)
+        if request.method == "HEAD":
+            return _head(response)
+        response.headers["Content-Location"] = _path(request, run)
+        return response
 
     async def websocket(self, socket: WebSocket) -> None:
         """Many turns over one socket."""
@@ -94,7 +151,7 @@ class Service:
             conversation = Conversation(
                 socket,
                 self._run,
-                self.runs.start,
+                self.runs.begin,
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
             )
@@ -127,8 +184,10 @@ class Service:
         ]
         return JSONResponse({"object": "list", "data": data})
 
-    async def page(self, request: Request) -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html", headers={"Cache-Control": "no-cache"})
+    async def file(self, request: Request, name: str) -> Response:
+        """A file of web/: the page, the browser client."""
+        content, media_type = (WEB / name).read_bytes(), MEDIA_TYPES[Path(name).suffix]
+        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -175,19 +234,12 @@ def _head(response: Response) -> Response:
     return head
 
 
-def _reconnect(request: Request) -> Response | None:
-    """Answer a request that carries an event id: it never starts a run.
+def _path(request: Request, run: Run) -> str:
+    return f"{request.scope.get('root_path', '')}/runs/{run.id}"
 
-    A run ends with the request that started it, so when its EventSource comes back it is over; 204 stops it.
-    """
-    names = [request.headers.get("last-event-id"), *map(request.query_params.get, EVENT_ID_PARAMETERS)]
-    event_id = next((name for name in names if name), None)
-    if event_id is None:
-        return None
-    run_id, _, seq = event_id.rpartition("-")
-    if len(run_id) != 32 or not (seq.isascii() and seq.isdecimal()) or set(run_id) - set("0123456789abcdef"):
-        raise RequestError("invalid_request", "That is no event id of ours.", field="last_event_id")
-    return Response(status_code=204)
+
+def _json(value: dict[str, Any], status_code: int = 200, **headers: str) -> Response:
+    return Response(json_line(value), status_code, {"Cache-Control": "no-store", **headers}, "application/json")
 
 
 async def _on_fault(request: Request, exc: Exception) -> Response:
@@ -218,21 +270,30 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
     chat = service.chat
     get_and_post = ["GET", "POST"]
     routes = [
-        Route("/", service.page),
+        Route("/", partial(service.file, name="index.html")),
+        Route("/sidestream.js", partial(service.file, name="sidestream.js")),
+        Route("/sidestream.d.ts", partial(service.file, name="sidestream.d.ts")),
         Route("/healthz", lambda request: PlainTextResponse("ok")),
         Route("/v1/models", service.models),
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),
         Route("/stream", partial(chat, ndjson=True), methods=get_and_post),
+        Route("/runs", service.create_run, methods=["POST"]),
+        Route("/runs/{run_id}", service.run, methods=["GET", "DELETE"]),
+        Route("/runs/{run_id}/events", service.events),
         WebSocketRoute("/ws/chat", service.websocket),
         Route("/{name}/stream", chat, methods=get_and_post),
     ]
     middleware = [Middleware(Problems)]
     if origins := service.settings.allowed_origins:
+        allowed: dict[str, Any] = {
+            "allow_origins": origins,
+            "allow_credentials": True,
+            "allow_methods": ["*"],
+            "allow_headers": ["*"],
+        }
         middleware.append(
-            Middleware(
-                CORSMiddleware, allow_origins=origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
-            )
+            Middleware(CORSMiddleware, **allowed, expose_headers=["Location", "Content-Location", "Retry-After"])
         )
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
         Fault: _on_fault,

@@ -44,6 +44,7 @@ class RequestError(Fault):
         "unknown_model": (404, False),
         "method_not_allowed": (405, False),
         "not_acceptable": (406, False),
+        "conflict": (409, False),
         "too_large": (413, False),
         "unsupported_media_type": (415, False),
     }

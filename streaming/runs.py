@@ -9,12 +9,15 @@ appends the one terminal event, so a task cancelled before its first step still 
     a fault of the upstream or of ours              by the task, as its last step   error/<its code>
     the log passes `max_run_bytes`                  by the task                     error/output_limit
     `run_timeout` (an asyncio.timeout)              by the task                     error/run_timeout
-    no content by `first_token_timeout`, or none    by the clock                    error/first_token_timeout,
+    no content by `first_token_timeout`, or none    by the silence clock            error/first_token_timeout,
       for `idle_timeout`                                                              error/idle_timeout
-    the last viewer leaves                          by the viewer                   cancelled/disconnected
+    nobody views it for `linger`, counted from its  by the linger clock (by the     cancelled/disconnected
+      start and from each time the last one left      viewer, where linger is 0)
+    somebody asks for it                            by who was asked                cancelled/requested
     the process stops                               by `Runs.drain`                 cancelled/draining
 
-When two happen at once, the first recorded wins. Not here: retries and what a provider or a wire is.
+When two happen at once, the first recorded wins. A viewer that comes in time stops the linger clock, and one that
+comes while the run ends gets its ending like all others. Not here: retries and what a provider or a wire is.
 """
 
 import asyncio
@@ -22,6 +25,7 @@ import logging
 import secrets
 import time
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Literal, NamedTuple
@@ -29,7 +33,7 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .errors import Fault, ServiceError, UpstreamError
+from .errors import Fault, RequestError, ServiceError, UpstreamError
 from .events import Cancelled, Delta, Done, Error, Event, Finish, Start, Terminal, Usage
 from .log import EventLog
 from .request import Provider, RunRequest
@@ -38,6 +42,8 @@ logger = logging.getLogger("sidestream")
 
 CancelReason = Literal["disconnected", "requested", "draining"]
 CHARACTERS_PER_TOKEN = 4
+# What a run that is kept holds beside its events: 2.0 KB by tracemalloc, over 2,000 of them.
+RUN_OVERHEAD = 2048
 
 
 class Limits(Struct, frozen=True):
@@ -47,6 +53,7 @@ class Limits(Struct, frozen=True):
     first_token_timeout: float
     idle_timeout: float
     max_run_bytes: int
+    linger: float = 0.0
 
 
 class Candidate(NamedTuple):
@@ -58,37 +65,50 @@ class Candidate(NamedTuple):
 
 
 class Run:
-    """One generation. `start` it once, inside a running loop; it ends by itself or by `end`."""
+    """One generation. `start` it once, inside a running loop; it ends by itself or by `end`.
 
-    def __init__(self, candidate: Candidate, limits: Limits) -> None:
+    Its id carries 128 random bits: who has no access keys to check takes whoever knows it for somebody it was told to.
+    """
+
+    def __init__(self, candidate: Candidate, limits: Limits, owner: str = "") -> None:
         self.id = secrets.token_hex(16)
+        self.owner = owner
+        self.key = ""
+        self.provider = candidate.provider
+        self.model = candidate.request.model
+        self.created = time.time()
+        self.limits = limits
         self.log = EventLog()
-        self._candidate = candidate
-        self._limits = limits
+        self.terminal: Terminal | None = None
+        self.viewers = 0
+        self.tokens = 0
+        self._candidate: Candidate | None = candidate
         self._task: asyncio.Task[None] | None = None
-        self._viewers = 0
+        self._alone: asyncio.TimerHandle | None = None
         self._ending: Finish | Fault | CancelReason | None = None
         self._finish: Finish | None = None
         self._usage: Usage | None = None
-        self._deltas = 0
         self._characters = 0
+        self._began = 0.0
         self._first_content: float | None = None
-
-    @property
-    def request(self) -> RunRequest:
-        return self._candidate.request
+        self._ended: float | None = None
 
     def start(self, *, on_end: Callable[["Run"], object] = lambda run: None) -> None:
         """Log `start` and begin to ask the provider. `on_end` is called once, after the terminal event."""
+        assert self._candidate
         loop = asyncio.get_running_loop()
-        provider, request, _ = self._candidate
         self._on_end = on_end
         self._now = loop.time
         self._began = self._last_content = self._now()
-        self.log.append([Start(run=self.id, provider=provider, model=request.model, created=int(time.time()))])
-        self._clock = loop.call_later(self._limits.first_token_timeout, self._check_silence)
-        self._task = loop.create_task(self._generate(), name=f"run {self.id}")
+        self.log.append([Start(run=self.id, provider=self.provider, model=self.model, created=int(self.created))])
+        self._clock = loop.call_later(self.limits.first_token_timeout, self._check_silence)
+        self._task = loop.create_task(self._generate(self._candidate), name=f"run {self.id}")
         self._task.add_done_callback(self._close)
+        self._linger()
+
+    @property
+    def started(self) -> bool:
+        return self._task is not None
 
     def end(self, reason: Fault | CancelReason) -> None:
         """Stop the run for `reason`, unless it is ending already. The upstream's socket closes as the task unwinds."""
@@ -98,41 +118,50 @@ class Run:
 
     @contextmanager
     def viewing(self) -> Iterator[None]:
-        """Count as a viewer. When the last one leaves, nobody wants the rest: the run is cancelled."""
-        self._viewers += 1
+        """Count as a viewer. Once nobody has for `linger` seconds, nobody wants the rest: the run is cancelled."""
+        self.viewers += 1
+        if self._alone:
+            self._alone.cancel()
         try:
             yield
         finally:
-            self._viewers -= 1
-            if not self._viewers:
-                self.end("disconnected")
+            self.viewers -= 1
+            self._linger()
+
+    def _linger(self) -> None:
+        if self.viewers or self.log.closed:
+            return
+        if self.limits.linger:
+            self._alone = asyncio.get_running_loop().call_later(self.limits.linger, self.end, "disconnected")
+        else:
+            self.end("disconnected")
 
     async def wait(self) -> None:
         """Return when the run has ended and its upstream is closed; at once where it was never started."""
         if self._task:
             await asyncio.wait([self._task])
 
-    async def _generate(self) -> None:
+    async def _generate(self, candidate: Candidate) -> None:
         try:
-            ending: Finish | Fault = await self._ask()
+            ending: Finish | Fault = await self._ask(candidate)
         except Exception as exc:
             if self._ending is not None:
                 return  # that it comes to pieces while it is being cancelled concerns nobody
             ending = _fault(self.id, exc)
         self._ending = self._ending or ending
 
-    async def _ask(self) -> Finish:
-        deadline = asyncio.timeout(self._limits.run_timeout)
+    async def _ask(self, candidate: Candidate) -> Finish:
+        deadline = asyncio.timeout(self.limits.run_timeout)
         try:
             async with deadline:
-                provider = await self._candidate.load()
-                async with aclosing(provider.stream(self._candidate.request)) as batches:
+                provider = await candidate.load()
+                async with aclosing(provider.stream(candidate.request)) as batches:
                     async for batch in batches:
                         self._take(batch)
         except TimeoutError as exc:
             if not deadline.expired():
                 raise
-            raise ServiceError("run_timeout", f"The run took longer than {self._limits.run_timeout:g} s.") from exc
+            raise ServiceError("run_timeout", f"The run took longer than {self.limits.run_timeout:g} s.") from exc
         if self._finish is None:
             raise UpstreamError("upstream_incomplete", "The upstream ended without finishing its answer.")
         return self._finish
@@ -143,7 +172,7 @@ class Run:
             if isinstance(item, Delta):
                 if not item.is_empty:
                     events.append(item)
-                    self._deltas += 1
+                    self.tokens += 1
                     self._characters += len(item.text)
             elif isinstance(item, Terminal):
                 raise TypeError("a provider ends with Finish or an exception; terminal events are the run's")
@@ -164,15 +193,15 @@ class Run:
             self._clock.cancel()
             self._check_silence()
         self.log.append(events)
-        if self.log.size > self._limits.max_run_bytes:
-            raise ServiceError("output_limit", f"The answer is larger than {self._limits.max_run_bytes} bytes.")
+        if self.log.size > self.limits.max_run_bytes:
+            raise ServiceError("output_limit", f"The answer is larger than {self.limits.max_run_bytes} bytes.")
 
     def _check_silence(self) -> None:
         """One clock a run that re-arms itself: a token costs no timer."""
         if self._first_content is None:
-            code, wait = "first_token_timeout", self._limits.first_token_timeout
+            code, wait = "first_token_timeout", self.limits.first_token_timeout
         else:
-            code, wait = "idle_timeout", self._limits.idle_timeout
+            code, wait = "idle_timeout", self.limits.idle_timeout
         due = self._last_content + wait
         if self._now() < due:
             self._clock = asyncio.get_running_loop().call_at(due, self._check_silence)
@@ -181,29 +210,46 @@ class Run:
 
     def _close(self, task: asyncio.Task[None]) -> None:
         self._clock.cancel()
+        if self._alone:
+            self._alone.cancel()
+        self._ended = self._now()
         # Without a reason it was nobody of ours who cancelled it: the loop is closing.
-        self.log.append([self._terminal(self._ending or "draining")])
+        self.terminal = self._terminal(self._ending or "draining")
+        self._usage, self._candidate = self.usage, None  # what is kept of a run is its answer, not its prompt
+        self.log.append([self.terminal])
         self._on_end(self)
 
     def _terminal(self, ending: Finish | Fault | CancelReason) -> Terminal:
         if isinstance(ending, Finish):
             return Done(
                 finish_reason=ending.reason,
-                model=ending.model or self._candidate.request.model,
+                model=ending.model or self.model,
                 usage=self.usage,
-                tokens=self._deltas,
-                ttft_ms=None if self._first_content is None else _milliseconds(self._began, self._first_content),
-                latency_ms=_milliseconds(self._began, self._now()),
+                tokens=self.tokens,
+                ttft_ms=self.ttft_ms,
+                latency_ms=self.latency_ms,
             )
         if isinstance(ending, Fault):
             return Error(error=ending.text, code=ending.code, retryable=ending.retryable, usage=self.usage)
         return Cancelled(reason=ending, usage=self.usage)
 
     @property
+    def ttft_ms(self) -> int | None:
+        """Milliseconds from the start to the first content, None while there is none."""
+        return None if self._first_content is None else _milliseconds(self._began, self._first_content)
+
+    @property
+    def latency_ms(self) -> int:
+        """Milliseconds from the start to the end, or to now while the run goes on."""
+        if not self.started:
+            return 0
+        return _milliseconds(self._began, self._now() if self._ended is None else self._ended)
+
+    @property
     def usage(self) -> Usage:
         """What the upstream reported, else (or where it reported no output though there was some) an estimate."""
         reported = self._usage or Usage()
-        if reported.output_tokens or (self._usage and not self._characters):
+        if self._candidate is None or reported.output_tokens or (self._usage and not self._characters):
             return reported
         return replace(
             reported,
@@ -214,21 +260,85 @@ class Run:
 
 
 class Runs:
-    """The runs of this process that have not ended."""
+    """The runs of this process: those that go on, and those that are over and kept for whoever comes back.
 
-    def __init__(self) -> None:
+    A run that is over is kept for `keep` seconds, and all of them in at most `keep_bytes`; the oldest go first.
+    """
+
+    def __init__(self, keep: float, keep_bytes: int) -> None:
+        self._keep = keep
+        self._keep_bytes = keep_bytes
+        self._runs: dict[str, Run] = {}
         self._active: set[Run] = set()
+        self._kept: deque[tuple[float, Run]] = deque()  # until when, the oldest first
+        self._kept_bytes = 0
+        self._keys: dict[tuple[str, str], tuple[Run, bytes]] = {}
+        self._clock: asyncio.TimerHandle | None = None
         self._draining = False
 
     def __len__(self) -> int:
+        """How many go on."""
         return len(self._active)
 
-    def start(self, run: Run) -> None:
-        """Start a run. Raises ServiceError shutting_down once `drain` was called."""
+    def create(
+        self, candidate: Candidate, limits: Limits, *, owner: str = "", key: str = "", asked: bytes = b""
+    ) -> Run:
+        """Return the run of a request, for whoever follows it to begin.
+
+        An idempotency `key` is its owner's, and is reserved here, before anything is asked of an upstream: while its
+        run is kept it stands for that run. Raises RequestError conflict where `asked` (any digest of the request)
+        is not what it first stood for.
+        """
+        if key and (known := self._keys.get((owner, key))):
+            run, first = known
+            if asked != first:
+                text = "This Idempotency-Key stands for another request: its run was asked for with another body."
+                raise RequestError("conflict", text, field="Idempotency-Key")
+            return run
+        run = Run(candidate, limits, owner)
+        if key:
+            run.key = key
+            self._keys[owner, key] = run, asked
+        return run
+
+    def begin(self, run: Run) -> None:
+        """Start a run, unless it was. Raises ServiceError shutting_down once `drain` was called."""
+        if run.started:
+            return
         if self._draining:
+            self._keys.pop((run.owner, run.key), None)
             raise ServiceError("shutting_down", "The service is shutting down.")
+        self._runs[run.id] = run
         self._active.add(run)
-        run.start(on_end=self._active.discard)
+        run.start(on_end=self._retire)
+
+    def find(self, run_id: str, owner: str = "") -> Run:
+        """Return a run that goes on or is kept. Raises RequestError not_found, for another owner's run too."""
+        run = self._runs.get(run_id)
+        if run is None or run.owner != owner:
+            raise RequestError("not_found", "There is no such run, or it was over and is no longer kept.")
+        return run
+
+    def _retire(self, run: Run) -> None:
+        self._active.discard(run)
+        self._kept.append((asyncio.get_running_loop().time() + self._keep, run))
+        self._kept_bytes += _weight(run)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget what was kept for long enough or no longer fits, and come back when the next is due."""
+        loop = asyncio.get_running_loop()
+        if self._clock:
+            self._clock.cancel()
+        while self._kept and (self._kept[0][0] <= loop.time() or self._kept_bytes > self._keep_bytes):
+            self._forget(self._kept.popleft()[1])
+        if self._kept:
+            self._clock = loop.call_at(self._kept[0][0], self._sweep)
+
+    def _forget(self, run: Run) -> None:
+        del self._runs[run.id]
+        self._kept_bytes -= _weight(run)
+        self._keys.pop((run.owner, run.key), None)
 
     def drain(self) -> None:
         """Begin no more runs and end those that go on; their viewers get the terminal event."""
@@ -241,6 +351,12 @@ class Runs:
         self.drain()
         for run in list(self._active):
             await run.wait()
+        if self._clock:
+            self._clock.cancel()
+
+
+def _weight(run: Run) -> int:
+    return run.log.size + RUN_OVERHEAD
 
 
 def _fault(run_id: str, exc: Exception) -> Fault:

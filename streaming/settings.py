@@ -39,6 +39,25 @@ class Settings(Struct, frozen=True, kw_only=True):
     send_timeout: Annotated[Seconds, Doc(description="a viewer that takes nothing for so long is let go, seconds")] = (
         60.0
     )
+    linger: Annotated[
+        Seconds,
+        Doc(description="how long a run of `POST /runs` goes on without a viewer, if it asks for no other, seconds"),
+    ] = 15.0
+    max_linger: Annotated[
+        float, Meta(ge=0, le=WEEK), Doc(description="longest `linger` a request may ask for, seconds")
+    ] = 300.0
+    keep: Annotated[
+        float,
+        Meta(ge=0, le=WEEK),
+        Doc(description="how long a run that is over is kept, to be resumed or read, seconds"),
+    ] = 60.0
+    keep_bytes: Annotated[
+        int, Meta(ge=0), Doc(description="how much is kept of runs that are over, bytes; the oldest go first")
+    ] = 64 * 2**20
+    url_secret: Annotated[
+        Annotated[str, Meta(min_length=16)] | None,
+        Doc(description="signs the URLs of runs; else each process has its own, at random"),
+    ] = None
     retry_ms: Annotated[
         int, Meta(ge=0), Doc(description="how long an EventSource waits before it reconnects, milliseconds")
     ] = 3000
@@ -63,7 +82,10 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
             values[name] = _convert(raw, fields[name])
         except (msgspec.ValidationError, msgspec.DecodeError) as exc:
             problems.append(f"{source}: {exc}")
-    return Settings(**values), problems
+    settings = Settings(**values)
+    if settings.linger > settings.max_linger:
+        problems.append(f"{PREFIX}LINGER: {settings.linger:g} s is longer than max_linger, {settings.max_linger:g} s")
+    return settings, problems
 
 
 def _convert(raw: Any, spec: FieldInfo) -> Any:

@@ -23,6 +23,7 @@ OWNERS = {
     "aiohttp": {"providers.http"},
     "anthropic": {"providers.anthropic"},
     "httpx2": {"providers.http"},
+    "itsdangerous": {"wires.resource"},
     "openai": {"providers.openai", "providers.openai_responses"},
     "sse_starlette": {"wires.sse"},
     "uvicorn": {"service"},
@@ -120,8 +121,8 @@ def test_only_the_module_that_owns_a_dependency_imports_it(dependency: str) -> N
     ("package", "foreign"),
     [
         ("streaming", {"msgspec"}),
-        ("wires", {"msgspec", "starlette", "sse_starlette"}),
-        ("providers", {"msgspec", *OWNERS} - {"sse_starlette", "uvicorn"}),
+        ("wires", {"msgspec", "starlette", "sse_starlette", "itsdangerous"}),
+        ("providers", {"msgspec", *OWNERS} - {"itsdangerous", "sse_starlette", "uvicorn"}),
         ("service", {"starlette", "uvicorn"}),
     ],
 )

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import asdict
+from msgspec.structs import replace
 
 from streaming.errors import RequestError
 from streaming.events import Event
 from streaming.request import Message, RunRequest, Sampling, Seconds
 from streaming.runs import Limits
 
-# Names that an EventSource or its stand-ins add, and those of the same things elsewhere.
-EVENT_ID_PARAMETERS = ("last_event_id", "lastEventId")
+from .event_id import PARAMETERS
+
 _JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options"}
 _PERHAPS_JSON = {"stop", "tool_choice"}
 
@@ -32,6 +32,7 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     run_timeout: Seconds | None = None
     first_token_timeout: Seconds | None = None
     idle_timeout: Seconds | None = None
+    linger: Annotated[float, Meta(ge=0)] | None = None
 
     def to_run(self, model: str) -> RunRequest:
         """Return the request to a provider. Raises RequestError where the conversation is none."""
@@ -39,16 +40,19 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         system = _either("system", self.system, "system_prompt", self.system_prompt)
         return RunRequest(model=model, messages=self.conversation(), system=system, **sampling)
 
-    def limits(self, limits: Limits) -> Limits:
-        """Return `limits` with this request's deadlines in them; it may shorten them only."""
-        shorter = {}
-        for name in ("run_timeout", "first_token_timeout", "idle_timeout"):
-            asked, most = getattr(self, name), getattr(limits, name)
-            if asked is not None and asked > most:
+    def limits(self, longest: Limits, linger: float) -> Limits:
+        """Return the limits of this request: what it asks for, up to `longest`; `linger` where it does not say."""
+        own = {"linger": linger}
+        for name in ("run_timeout", "first_token_timeout", "idle_timeout", "linger"):
+            asked, most = getattr(self, name), getattr(longest, name)
+            if asked is None:
+                continue
+            if asked > most:
                 raise RequestError("invalid_request", f"`{name}` can be at most {most:g} seconds here.", field=name)
-            if asked is not None:
-                shorter[name] = asked
-        return Limits(**{**asdict(limits), **shorter})
+            own[name] = asked
+        if linger and not own["linger"]:
+            raise RequestError("invalid_request", "`linger` of 0 leaves no time for a first viewer.", field="linger")
+        return replace(longest, **own)
 
     def conversation(self) -> list[Message]:
         """Return the messages. Raises RequestError where there is none, or one that says nothing."""
@@ -99,7 +103,7 @@ def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
     """Decode a query string's pairs; lists and objects are JSON in them. Raises RequestError as decode_body does."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in EVENT_ID_PARAMETERS:
+        if name in PARAMETERS:
             continue
         if name in fields:
             raise RequestError("invalid_request", f"`{name}` is given twice.", field=name)

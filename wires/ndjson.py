@@ -26,16 +26,22 @@ def line(run_id: bytes, seq: int, event: Event) -> bytes:
 
 
 class LineStream(Response):
-    """Follows a run as NDJSON. `begin` is called once the viewer counts, before the first byte."""
+    """Follows a run as NDJSON, from what comes after event `after`.
+
+    `begin` is called once the viewer counts, before the first byte.
+    """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, run: Run, begin: Callable[[], None], *, ping_interval: float, send_timeout: float) -> None:
+    def __init__(
+        self, run: Run, begin: Callable[[], None], *, after: int, ping_interval: float, send_timeout: float
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._run = run
         self._begin = begin
+        self._after = after
         self._ping_interval = ping_interval
         self._send_timeout = send_timeout
 
@@ -58,7 +64,7 @@ class LineStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        log, run_id, after = self._run.log, self._run.id.encode(), 0
+        log, run_id, after = self._run.log, self._run.id.encode(), self._after
         while not log.ended(after):
             events = log.read(after)
             body = b"".join([line(run_id, seq, event) for seq, event in merge(events, after)]) if events else b"\n"

@@ -34,17 +34,26 @@ async def frames(run: Run, after: int, retry_ms: int) -> AsyncIterator[bytes]:
 
 
 class EventStream(EventSourceResponse):
-    """Follows a run as server-sent events. `begin` is called once the viewer counts, before the first byte.
+    """Follows a run as server-sent events, from what comes after event `after`.
+
+    `begin` is called once the viewer counts, before the first byte.
 
     A viewer that takes nothing for `send_timeout` seconds is let go. Of this sse-starlette would make a cancel scope a
     message, an eighth of a token's whole cost; one clock a viewer that re-arms itself does as well.
     """
 
     def __init__(
-        self, run: Run, begin: Callable[[], None], *, retry_ms: int, ping_interval: float, send_timeout: float
+        self,
+        run: Run,
+        begin: Callable[[], None],
+        *,
+        after: int,
+        retry_ms: int,
+        ping_interval: float,
+        send_timeout: float,
     ) -> None:
         super().__init__(
-            frames(run, 0, retry_ms),
+            frames(run, after, retry_ms),
             ping=ping_interval,
             ping_message_factory=lambda: b": ping\n\n",  # type: ignore[arg-type, return-value]  # bytes pass as they are
             sep="\n",  # its default, CRLF, hides every event from clients that split at two newlines

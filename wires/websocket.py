@@ -53,8 +53,8 @@ class Conversation:
         try:
             while (frame := await self._socket.receive())["type"] == "websocket.receive":
                 try:
-                    if run := self._take(frame.get("text")):
-                        turn = asyncio.create_task(self._turn(run))
+                    if asked := self._take(frame.get("text")):
+                        turn = asyncio.create_task(self._turn(*asked))
                 except Fault as fault:
                     await self._refuse(fault)
         finally:
@@ -62,8 +62,8 @@ class Conversation:
                 turn.cancel()
                 await asyncio.wait((turn,))
 
-    def _take(self, text: str | None) -> Run | None:
-        """Take a frame: stop the turn, or return the run of a new one."""
+    def _take(self, text: str | None) -> tuple[Run, list[Message]] | None:
+        """Take a frame: stop the turn, or return the run of a new one and the conversation it answers."""
         if text is not None and len(text) > self._max_bytes:
             raise RequestError("too_large", f"The frame is larger than {self._max_bytes} bytes.")
         if text is None:
@@ -84,9 +84,9 @@ class Conversation:
         if len(msgspec.json.encode(conversation)) > self._max_bytes:
             raise RequestError("too_large", f"The conversation is larger than {self._max_bytes} bytes.")
         self._run = self._new_run(replace(whole, message=None, question=None, messages=conversation))
-        return self._run
+        return self._run, conversation
 
-    async def _turn(self, run: Run) -> None:
+    async def _turn(self, run: Run, conversation: list[Message]) -> None:
         run_id = run.id.encode()
         try:
             with run.viewing():
@@ -95,7 +95,7 @@ class Conversation:
                     for seq, event in batch:
                         async with asyncio.timeout(self._send_timeout):
                             await self._socket.send_text(line(run_id, seq, event)[:-1].decode())
-                self._remember(run)
+                self._remember(run, conversation)
         except TimeoutError:
             let_go(self._socket._receive, run.id, self._send_timeout)  # a close frame would wait behind the rest
         except Fault as fault:  # the service is stopping
@@ -103,12 +103,12 @@ class Conversation:
         finally:
             self._run = None
 
-    def _remember(self, run: Run) -> None:
+    def _remember(self, run: Run, conversation: list[Message]) -> None:
         """Keep the answer, whole or stopped by its reader; a turn that failed is as if it had not been."""
         events = run.log.read(0)
         answer = "".join(event.token for event in events if isinstance(event, Token))
         if isinstance(events[-1], Done | Cancelled) and answer:
-            self._history = [*run.request.messages, Message("assistant", answer)]
+            self._history = [*conversation, Message("assistant", answer)]
 
     async def _refuse(self, fault: Fault) -> None:
         told = {"error": fault.text, "code": fault.code, "retryable": fault.retryable}

@@ -1,0 +1,48 @@
+"""An event's public id, `<run>-<number>`, and where a client that comes back says how far it was.
+
+The id names its run, so a plain EventSource that reconnects to the URL that started its run finds that run again. By
+header (an EventSource's own) or by parameter (for who cannot send headers); the header wins, as a page's URL may still
+hold an older one. It does not know whether there is such a run.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from streaming.errors import RequestError
+from streaming.runs import Run
+
+PARAMETERS = ("last_event_id", "lastEventId")
+_ID = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,14})")
+
+
+class EventId(NamedTuple):
+    """Event `seq` of a run, counted from 1; 0 is before the first."""
+
+    run: str
+    seq: int
+
+
+def last_event_id(headers: Mapping[str, str], query: Mapping[str, str]) -> EventId | None:
+    """Return the last event a client has seen, if it says. Raises RequestError where that is no event id.
+
+    An empty one says nothing: an EventSource that has seen no id has an empty one (WHATWG HTML, 9.2.2).
+    """
+    said = next(filter(None, [headers.get("last-event-id"), *map(query.get, PARAMETERS)]), None)
+    if said is None:
+        return None
+    found = _ID.fullmatch(said)
+    if not found:
+        raise RequestError("invalid_request", "That is no event id of ours.", field="last_event_id")
+    return EventId(found[1], int(found[2]))
+
+
+def position(run: Run, seen: EventId | None) -> int:
+    """Return the place in the run's log after which a client goes on. Raises RequestError where it cannot be there."""
+    if seen is None:
+        return 0
+    if seen.run != run.id:
+        raise RequestError("invalid_request", "That event is another run's.", field="last_event_id")
+    if seen.seq > len(run.log):
+        raise RequestError("invalid_request", "The run has not come so far.", field="last_event_id")
+    return seen.seq

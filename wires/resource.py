@@ -1,0 +1,96 @@
+"""A run as a resource: its URLs, signed for who can send no header; its status; and its creation under a key.
+
+A signature says that whoever shows it may follow, read and stop this run until it expires, and nothing else. It
+expires when the run is surely over and forgotten, so a link never dies before what it leads to.
+"""
+
+import hashlib
+import math
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from itsdangerous import Signer
+
+from streaming.errors import RequestError
+from streaming.events import Token
+from streaming.runs import Run
+
+
+class Links:
+    """The URLs of runs, signed with `secret` (without one, with a random one that this process alone knows)."""
+
+    def __init__(self, secret: str | None, keep: float) -> None:
+        key = secret or secrets.token_bytes(32)
+        self._signer = Signer(key, salt="run", key_derivation="hmac", digest_method=hashlib.sha256)
+        self._keep = keep
+
+    def expires(self, run: Run) -> int:
+        """Return when the run is over and forgotten at the latest, in seconds of the Unix epoch."""
+        return math.ceil(run.created + run.limits.run_timeout + self._keep)
+
+    def signed(self, run: Run, path: str) -> str:
+        """Return a path below the run's with a signature for the run."""
+        expires = self.expires(run)
+        return f"{path}?expires={expires}&signature={self._signature(run.id, str(expires))}"
+
+    def check(self, run_id: str, query: Mapping[str, str]) -> bool:
+        """Tell whether a URL is signed for this run. Raises RequestError forbidden where it is, but not rightly."""
+        expires, signature = query.get("expires"), query.get("signature")
+        if expires is None and signature is None:
+            return False
+        if not self._signer.verify_signature(f"{run_id}:{expires}".encode(), signature or ""):
+            raise RequestError("forbidden", "The signature is not for this URL.", field="signature")
+        assert expires is not None
+        if int(expires) < time.time():
+            raise RequestError("forbidden", "The signature has expired.", field="expires")
+        return True
+
+    def _signature(self, run_id: str, expires: str) -> str:
+        return self._signer.get_signature(f"{run_id}:{expires}").decode()
+
+    def created(self, run: Run, path: str) -> dict[str, Any]:
+        """Say where to find a run, which is at `path`."""
+        return {
+            "id": run.id,
+            "events_url": self.signed(run, f"{path}/events"),
+            "status_url": self.signed(run, path),
+            "expires": self.expires(run),
+        }
+
+
+def status(run: Run) -> dict[str, Any]:
+    """Say how a run stands: its text so far, and its terminal event's data as `ending` once it is over."""
+    return {
+        "id": run.id,
+        "state": run.terminal.name if run.terminal else "running",
+        "provider": run.provider,
+        "model": run.model,
+        "created": int(run.created),
+        "text": "".join(event.token for event in run.log.read(0) if isinstance(event, Token)),
+        "last_event_id": f"{run.id}-{len(run.log)}",
+        "tokens": run.tokens,
+        "ttft_ms": run.ttft_ms,
+        "latency_ms": run.latency_ms,
+        "usage": run.usage,
+        "viewers": run.viewers,
+        "ending": run.terminal,
+    }
+
+
+def idempotency_key(headers: Mapping[str, str]) -> str:
+    """Return the Idempotency-Key, empty without one. Raises RequestError where it is empty, too long or not ASCII."""
+    key = headers.get("idempotency-key")
+    if key is None:
+        return ""
+    if not re.fullmatch(r"[!-~](?:[ -~]{0,253}[!-~])?", key):
+        text = "An Idempotency-Key is 1 to 255 printable ASCII characters."
+        raise RequestError("invalid_request", text, field="Idempotency-Key")
+    return key
+
+
+def digest(model: str, body: bytes) -> bytes:
+    """Return what tells one request from another: the body as it was sent, and who is asked by it."""
+    return hashlib.sha256(model.encode() + b"\0" + body).digest()
