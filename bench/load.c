@@ -4,8 +4,9 @@
  * misplaced or foreign token is seen. A relay may merge tokens and split them wherever it likes.
  *
  *   cc -O2 -o load load.c
- *   ./load -p PORT -u /path -b BODY -e TOKENS [-c CONCURRENT] [-n STREAMS] [-r RAMP_MS] [-t SECONDS] [-w PID]... [-o]
+ *   ./load -p PORT -u /path [-b BODY] -e TOKENS [-c CONCURRENT] [-n STREAMS] [-r RAMP_MS] [-t SECONDS] [-w PID]... [-o]
  *
+ * Asks by POST with BODY, or by GET where there is none.
  * Opens CONCURRENT streams at a time (the first ones spread over RAMP_MS) until STREAMS were started, each of which must
  * carry exactly TOKENS marks and end cleanly. Prints one JSON line: how the streams ended, per-token age (now minus the
  * mark), first-token delay since the request, and what the processes -w PID spent in the `steady` time in which all
@@ -329,8 +330,10 @@ int main(int argc, char **argv) {
     read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     ep = epoll_create1(0);
-    if (asprintf(&request, "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                 "Connection: close\r\nContent-Length: %zu\r\n\r\n%s", path, port, strlen(body), body) < 0) return 2;
+    const char *post = "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n"
+                       "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s";
+    const char *get = "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n\r\n";
+    if (asprintf(&request, *body ? post : get, path, port, strlen(body), body) < 0) return 2;
     uint64_t t0 = now_ns();
     run();
     int was_held = is_held();

@@ -3,9 +3,13 @@
 Every measure also checks the text: a stream that differs, breaks or hangs raises `Fault`.
 """
 
+import http.client
 import json
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from relays import WIRES, Running
 
 LOAD_SECONDS = 60
 SETTLE = 0.3  # what a relay still does after the last byte belongs to the stream
+LONG_ANSWER = 100_000  # tokens: 2 MB of text, and nearly what a run may hold
 Numbers = dict[str, float]
 
 
@@ -36,6 +41,16 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Crowd:
+    """Viewers of one run: so many that read, and so many that never do."""
+
+    readers: int
+    stalled: int
+    tokens: int
+    interval_ms: int = 100
+
+
+@dataclass(frozen=True)
 class Scale:
     repeats: int
     light: Pace  # the naive way keeps up with it on most machines
@@ -45,10 +60,11 @@ class Scale:
     short_streams: int
     idle_streams: int
     wide_streams: int  # past the 1000 connections at which an SDK's default pool hangs silently
+    crowd: Crowd
 
 
-NORMAL = Scale(3, Pace(30, 100), Pace(100, 150, ramp_ms=1000), 16, 2000, 400, 500, 1200)
-QUICK = Scale(1, Pace(30, 75), Pace(100, 80), 16, 500, 100, 200, 1200)
+NORMAL = Scale(3, Pace(30, 100), Pace(100, 150, ramp_ms=1000), 16, 2000, 400, 500, 1200, Crowd(900, 100, 60))
+QUICK = Scale(1, Pace(30, 75), Pace(100, 80), 16, 500, 100, 200, 1200, Crowd(900, 100, 30))
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,9 @@ class Script:
     concurrent: int
     streams: int = 0
     ramp_ms: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.model} x {max(self.streams, self.concurrent)}"
 
     def command(self, load: Path, relay: Running, wire: str) -> list[str]:
         body = json.dumps({"model": self.model, "message": "x"})
@@ -73,12 +92,12 @@ def play(load: Path, relay: Running, wire: str, script: Script) -> dict[str, Any
     """Run a script to its end."""
     command = script.command(load, relay, wire)
     done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SECONDS + 20, start_new_session=True)
-    return checked(done.returncode, done.stdout, done.stderr, script)
+    return checked(done.returncode, done.stdout, done.stderr, str(script))
 
 
-def checked(code: int, out: str, err: str, script: Script) -> dict[str, Any]:
+def checked(code: int, out: str, err: str, what: str) -> dict[str, Any]:
     if code:
-        raise Fault(f"{script.model} x {max(script.streams, script.concurrent)}: {err.strip()}; {out.strip()}")
+        raise Fault(f"{what}: {err.strip()}; {out.strip()}")
     counts: dict[str, Any] = json.loads(out)
     return counts
 
@@ -146,7 +165,7 @@ def held_open(load: Path, relay: Running, wire: str, streams: int, apart_ms: int
             _, err = client.communicate("", timeout=LOAD_SECONDS)
         finally:
             client.kill()
-    return taken, checked(client.returncode, out, err, script)
+    return taken, checked(client.returncode, out, err, str(script))
 
 
 def idle(load: Path, relay: Running, wire: str, streams: int) -> Numbers:
@@ -159,3 +178,65 @@ def wide(load: Path, relay: Running, wire: str, streams: int) -> Numbers:
     """Whether stream 1001 and those after it get their first token at all, at a pace that most machines keep."""
     _, counts = held_open(load, relay, wire, streams, apart_ms=4)
     return {"wide_first_p99_ms": counts["first_ms"]["p99"]}
+
+
+def crowd(load: Path, relay: Running, wire: str, crowd: Crowd) -> Numbers:
+    """One run, many viewers, some of whom take nothing: what a delivered token costs, how late it comes, the memory.
+
+    First without those who take nothing, then with them, then as many of them on an answer that fills every buffer.
+    """
+    pace = f"n{crowd.tokens}-i{crowd.interval_ms}-f2000"
+    found: Numbers = {}
+    for name, stalled in (("alone", 0), ("crowd", crowd.stalled)):
+        before = relay.process.rss_bytes()
+        port, path = relay.port, new_run(relay, f"{wire}/{pace}")
+        with stalled_viewers(port, path, stalled):
+            counts = follow_run(load, relay, path, crowd.tokens, crowd.readers)
+            if not stalled:
+                found["viewer_kb"] = (relay.process.rss_bytes() - before) / 1024 / crowd.readers
+        found[f"{name}_cpu_us"] = counts["steady"]["cpu_us"] / counts["steady"]["tokens"]
+        found[f"{name}_age_p99_ms"] = counts["age_us"]["p99"] / 1e3
+    return found | {"stalled_kb": stalled_kb(load, relay, wire, crowd.stalled)}
+
+
+def stalled_kb(load: Path, relay: Running, wire: str, stalled: int) -> float:
+    """Memory that a viewer takes who reads nothing of a long answer, beside one who reads all of it."""
+    taken = []
+    for viewers in (0, stalled):
+        path = new_run(relay, f"{wire}/n{LONG_ANSWER}-i0-f500")
+        before = relay.process.rss_bytes()
+        with stalled_viewers(relay.port, path, viewers):
+            follow_run(load, relay, path, LONG_ANSWER, 1)
+            time.sleep(SETTLE)
+            taken.append(relay.process.rss_bytes() - before)
+    return (taken[1] - taken[0]) / 1024 / stalled
+
+
+def new_run(relay: Running, model: str) -> str:
+    """Start a run and return the path of its events."""
+    connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=LOAD_SECONDS)
+    body = json.dumps({"model": model, "message": "x"})
+    connection.request("POST", "/runs", body, {"Content-Type": "application/json"})
+    created = json.load(connection.getresponse())
+    connection.close()
+    return str(created["events_url"])
+
+
+def follow_run(load: Path, relay: Running, path: str, tokens: int, viewers: int) -> dict[str, Any]:
+    watched = [option for pid in relay.process.pids() for option in ("-w", str(pid))]
+    command = [str(load), "-p", str(relay.port), "-u", path, "-e", str(tokens), "-c", str(viewers), *watched]
+    command += ["-r", str(min(viewers, 1000)), "-t", str(LOAD_SECONDS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SECONDS + 20, start_new_session=True)
+    return checked(done.returncode, done.stdout, done.stderr, f"{viewers} viewers of {tokens} tokens")
+
+
+@contextmanager
+def stalled_viewers(port: int, path: str, count: int) -> Iterator[None]:
+    """Ask for a stream so many times and read nothing of it; the least that a socket may hold makes that felt soon."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            viewer = stack.enter_context(socket.socket())
+            viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            viewer.connect(("127.0.0.1", port))
+            viewer.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        yield

@@ -50,6 +50,12 @@ def rows(scale: Scale) -> list[tuple[str, str]]:
         ("first_ms", "first token, quiet, p50 ms"),
         ("idle_kb", f"memory per idle stream, of {scale.idle_streams}, KB"),
         ("wide_first_p99_ms", f"first token, {scale.wide_streams} streams open, p99 ms"),
+        ("alone_cpu_us", f"one run, {scale.crowd.readers} viewers: CPU per delivered token, us"),
+        ("alone_age_p99_ms", "  age of a token, p99 ms"),
+        ("viewer_kb", "  memory per viewer, KB"),
+        ("crowd_cpu_us", f"  and {scale.crowd.stalled} who take nothing: CPU per delivered token, us"),
+        ("crowd_age_p99_ms", "  age of a token, p99 ms"),
+        ("stalled_kb", "  memory per viewer who takes nothing of 2 MB, KB"),
         ("start_ms", "start to first byte of /healthz, ms"),
         ("rss_mb", "memory when warm, MB"),
     ]

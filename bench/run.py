@@ -89,6 +89,10 @@ class Bench:
             # once, and not for the naive way, which hangs there: its SDKs' pools end at 1000 connections
             if repeat == 0 and relay.name == "service":
                 yield measures.wide(load, fresh, wire, scale.wide_streams)
+        if repeat == 0 and relay.name == "service":  # the others have no runs to share
+            with start(relay, self.upstream_port, self.folder) as shared:
+                measures.warm(load, shared)
+                yield measures.crowd(load, shared, wire, scale.crowd)
         with start(relay, self.upstream_port, self.folder) as busy:
             measures.warm(load, busy)
             yield measures.first_token(load, busy, wire)

@@ -55,9 +55,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=0), Doc(description="how much is kept of runs that are over, bytes; the oldest go first")
     ] = 64 * 2**20
     url_secret: Annotated[
-        Annotated[str, Meta(min_length=16)] | None,
-        Doc(description="signs the URLs of runs; else each process has its own, at random"),
-    ] = None
+        str,
+        Meta(min_length=16),
+        Doc(description="signs the URLs of runs, 16 characters or more; else each process has its own, at random"),
+    ] = ""
     retry_ms: Annotated[
         int, Meta(ge=0), Doc(description="how long an EventSource waits before it reconnects, milliseconds")
     ] = 3000

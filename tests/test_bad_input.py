@@ -363,15 +363,15 @@ def test_an_id_that_is_none_of_ours_is_refused(service: Service, event_id: str) 
         assert told(Client(service.port, "GET", f"{target}&" + urlencode({name: event_id}))) == expected
 
 
-def test_an_id_of_ours_stops_an_event_source(service: Service) -> None:
+def test_the_last_id_of_a_run_stops_an_event_source(service: Service) -> None:
     with get(service.port, message="Hi", model="scripted/echo") as client:
         events: list[Event] = list(client)
     target = "/chat/stream?message=Hi&model=scripted/echo"
     assert [event.name for event in events] == ["start", "token", "done"]
-    for event in events:
-        assert is_stopped(Client(service.port, "GET", target, headers={"Last-Event-ID": event.id}))
-        for name in ("last_event_id", "lastEventId"):
-            assert is_stopped(Client(service.port, "GET", f"{target}&{name}={event.id}"))
+    last = events[-1].id
+    assert is_stopped(Client(service.port, "GET", target, headers={"Last-Event-ID": last}))
+    for name in ("last_event_id", "lastEventId"):
+        assert is_stopped(Client(service.port, "GET", f"{target}&{name}={last}"))
 
 
 def is_stopped(client: Client) -> bool:

@@ -142,6 +142,9 @@ def test_an_eventsource_that_comes_back_does_not_ask_again(
         last = client.until("token").id
     assert upstream.request().wait().ended == "aborted"
     with get(relay.port, headers={"Last-Event-ID": last}, **query) as client:
+        (ending,) = client
+    assert (ending.name, ending.data["reason"]) == ("cancelled", "disconnected")
+    with get(relay.port, headers={"Last-Event-ID": ending.id}, **query) as client:
         assert client.head()[0] == 204
     asks_once_more(relay, upstream, dialect)
 

@@ -18,6 +18,7 @@ CODES: dict[str, tuple[type[Fault], int, bool, str]] = {
     "unknown_model": (RequestError, 404, False, "Not Found"),
     "method_not_allowed": (RequestError, 405, False, "Method Not Allowed"),
     "not_acceptable": (RequestError, 406, False, "Not Acceptable"),
+    "conflict": (RequestError, 409, False, "Conflict"),
     "too_large": (RequestError, 413, False, "Request Entity Too Large"),
     "unsupported_media_type": (RequestError, 415, False, "Unsupported Media Type"),
     "upstream_auth": (UpstreamError, 502, False, "Bad Gateway"),

@@ -25,7 +25,7 @@ from streaming.runs import Candidate, Limits, Run
 
 from .asgi import run_ahead, time_passes
 
-LIMITS = Limits(run_timeout=600, first_token_timeout=120, idle_timeout=60, max_run_bytes=2**24)
+LIMITS = Limits(run_timeout=600, first_token_timeout=120, idle_timeout=60, max_run_bytes=2**24, linger=1000)
 SCRIPTED = Scripted(ProviderSettings(), None)  # type: ignore[arg-type]  # it never asks an upstream
 
 
@@ -107,7 +107,7 @@ def test_every_script_has_its_events_pinned_above() -> None:
 
 def test_a_flood_is_stopped_by_the_limit() -> None:
     """It would be six million characters: as much as is asked for and more."""
-    *events, terminal = play(request("flood"), Limits(600, 120, 60, 100_000))
+    *events, terminal = play(request("flood"), Limits(600, 120, 60, 100_000, linger=1000))
     assert events == [Token("flood"), *[Token(" flood")] * (len(events) - 1)]
     assert outcome(terminal) == ("output_limit", False)
     assert 500 < len(events) < 1000

@@ -26,6 +26,11 @@ DEFAULTS: dict[str, Any] = {
     "max_body_bytes": 16_777_216,
     "ping_interval": 15.0,
     "send_timeout": 60.0,
+    "linger": 15.0,
+    "max_linger": 300.0,
+    "keep": 60.0,
+    "keep_bytes": 67_108_864,
+    "url_secret": "",
     "retry_ms": 3000,
     "allowed_origins": [],
     "providers": {},
@@ -62,6 +67,11 @@ ENVIRONMENT = [
     ("MAX_BODY_BYTES", "1000", {"max_body_bytes": 1000}),
     ("PING_INTERVAL", "0", {"ping_interval": 0.0}),
     ("SEND_TIMEOUT", "2.5", {"send_timeout": 2.5}),
+    ("LINGER", "300", {"linger": 300.0}),
+    ("MAX_LINGER", "15", {"max_linger": 15.0}),
+    ("KEEP", "0", {"keep": 0.0}),
+    ("KEEP_BYTES", "0", {"keep_bytes": 0}),
+    ("URL_SECRET", "0123456789abcdef", {"url_secret": "0123456789abcdef"}),
     ("RETRY_MS", "0", {"retry_ms": 0}),
     ("ALLOWED_ORIGINS", "https://a.example", {"allowed_origins": ["https://a.example"]}),
     (
@@ -114,6 +124,18 @@ def test_a_file_sets_fields_and_the_environment_wins_over_it(config: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"LINGER": "301"}, "301 s is longer than max_linger, 300 s"),
+        ({"MAX_LINGER": "0"}, "15 s is longer than max_linger, 0 s"),
+    ],
+)
+def test_a_run_lingers_no_longer_by_default_than_it_may_at_most(environ: dict[str, str], told: str) -> None:
+    _, problems = load({f"SIDESTREAM_{name}": value for name, value in environ.items()})
+    assert problems == [f"SIDESTREAM_LINGER: {told}"]
+
+
 BAD = [
     ("RUN_TIMEOUT", "0", "Expected `float` > 0.0"),
     ("RUN_TIMEOUT", "-1", "Expected `float` > 0.0"),
@@ -126,6 +148,12 @@ BAD = [
     ("SEND_TIMEOUT", "nan", "Expected `float` > 0.0"),
     ("PING_INTERVAL", "-0.1", "Expected `float` >= 0.0"),
     ("PING_INTERVAL", "nan", "Expected `float` >= 0.0"),
+    ("LINGER", "0", "Expected `float` > 0.0"),
+    ("MAX_LINGER", "-1", "Expected `float` >= 0.0"),
+    ("KEEP", "nan", "Expected `float` >= 0.0"),
+    ("KEEP_BYTES", "-1", "Expected `int` >= 0"),
+    ("URL_SECRET", "0123456789abcde", "Expected `str` of length >= 16"),
+    ("URL_SECRET", "null", "Expected `str` of length >= 16"),
     ("RETRY_MS", "-1", "Expected `int` >= 0"),
     ("RETRY_MS", "1.5", "Expected `int`, got `str`"),
     ("MAX_RUN_BYTES", "0", "Expected `int` >= 1"),

@@ -22,7 +22,7 @@ from streaming.runs import Run
 class Links:
     """The URLs of runs, signed with `secret` (without one, with a random one that this process alone knows)."""
 
-    def __init__(self, secret: str | None, keep: float) -> None:
+    def __init__(self, secret: str, keep: float) -> None:
         key = secret or secrets.token_bytes(32)
         self._signer = Signer(key, salt="run", key_derivation="hmac", digest_method=hashlib.sha256)
         self._keep = keep
