@@ -7,13 +7,12 @@ put together; what each does is in wires/, providers/ and streaming/.
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -32,21 +30,22 @@ from starlette.websockets import WebSocket
 
 from providers.registry import Providers
 from streaming.errors import Fault, RequestError, SettingsError
-from streaming.runs import Candidate, Limits, Run, Runs
+from streaming.logs import keep_prompts_out
+from streaming.run import Candidate, Limits, Run
+from streaming.runs import Runs
 from streaming.settings import Settings, load
-from wires.chat import ChatRequest, decode_body, decode_query, json_line
+from wires.chat import ChatRequest, decode_body, decode_query
 from wires.event_id import EventId, last_event_id, position
 from wires.ndjson import MEDIA_TYPE as NDJSON
 from wires.ndjson import LineStream
 from wires.origin import check_origin
-from wires.problem import Problems, problem
-from wires.resource import Links, digest, idempotency_key, status
+from wires.problem import PROBLEMS, Problems, problem
+from wires.resource import Links, digest, idempotency_key, json_response, path_of, status
 from wires.sse import EventStream
 from wires.websocket import Conversation
 
 WEB = Path(__file__).parent / "web"
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".ts": "text/plain"}
-logger = logging.getLogger("sidestream")
 
 
 class Service:
@@ -88,14 +87,14 @@ class Service:
             raise RequestError("invalid_request", text, field="last_event_id")
         run = await self._posted(request, None, linger=self.settings.linger)
         self.runs.begin(run)
-        path = _path(request, run)
-        return _json(self.links.created(run, path), 201, Location=path)
+        path = path_of(request.scope, run)
+        return json_response(self.links.created(run, path), 201, Location=path)
 
     async def run(self, request: Request) -> Response:
         """Tell how a run stands, or (by DELETE) stop it: then return when its upstream is closed."""
         run = self._find(request)
         if request.method != "DELETE":
-            return _json(status(run))
+            return json_response(status(run))
         run.end("requested")
         await run.wait()
         return Response(status_code=204)
@@ -141,7 +140,7 @@ class Service:
             response = EventStream(run, begin, after=after, retry_ms=retry, ping_interval=ping, send_timeout=send)
         if request.method == "HEAD":
             return _head(response)
-        response.headers["Content-Location"] = _path(request, run)
+        response.headers["Content-Location"] = path_of(request.scope, run)
         return response
 
     async def websocket(self, socket: WebSocket) -> None:
@@ -234,36 +233,6 @@ def _head(response: Response) -> Response:
     return head
 
 
-def _path(request: Request, run: Run) -> str:
-    return f"{request.scope.get('root_path', '')}/runs/{run.id}"
-
-
-def _json(value: dict[str, Any], status_code: int = 200, **headers: str) -> Response:
-    return Response(json_line(value), status_code, {"Cache-Control": "no-store", **headers}, "application/json")
-
-
-async def _on_fault(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, Fault)
-    return problem(exc)
-
-
-async def _on_http_exception(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, HTTPException)
-    if exc.status_code == 405:
-        allow = (exc.headers or {}).get("Allow", "")
-        return problem(RequestError("method_not_allowed", f"Use {allow}.", headers={"Allow": allow}))
-    return problem(RequestError("not_found", "There is nothing here."))
-
-
-class _NoPrompts(logging.Filter):
-    """Keep prompts out of what uvicorn logs: query strings, and the WebSocket library's frames (at DEBUG)."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
-        return record.levelno > logging.DEBUG or "websockets" not in record.pathname
-
-
 def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
     """Make the app from the settings. Raises SettingsError with every bad value."""
     service = create_service(environ)
@@ -295,12 +264,8 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
         middleware.append(
             Middleware(CORSMiddleware, **allowed, expose_headers=["Location", "Content-Location", "Retry-After"])
         )
-    handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-        Fault: _on_fault,
-        HTTPException: _on_http_exception,
-    }
-    _keep_prompts_out_of_logs()
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=service.lifespan)
+    keep_prompts_out()
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=PROBLEMS, lifespan=service.lifespan)
 
 
 def create_service(environ: Mapping[str, str]) -> Service:
@@ -313,14 +278,6 @@ def create_service(environ: Mapping[str, str]) -> Service:
     if problems:
         raise SettingsError(*problems)
     return Service(settings, providers)
-
-
-def _keep_prompts_out_of_logs() -> None:
-    for name in ("uvicorn.access", "uvicorn.error"):
-        if not any(isinstance(known, _NoPrompts) for known in logging.getLogger(name).filters):
-            logging.getLogger(name).addFilter(_NoPrompts())
-    for name in ("sse_starlette", "openai", "anthropic", "httpx2", "httpcore2"):  # they log bodies when at DEBUG
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from streaming.events import (
     ToolResult,
 )
 from streaming.request import ImagePart, ImageURL, Message, ProviderSettings, RunRequest, TextPart
-from streaming.runs import Candidate, Limits, Run
+from streaming.run import Candidate, Limits, Run
 
 from .asgi import run_ahead, time_passes
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from streaming.errors import RequestError
 from streaming.events import Event
 from streaming.request import Message, RunRequest, Sampling, Seconds
-from streaming.runs import Limits
+from streaming.run import Limits
 
 from .event_id import PARAMETERS
 

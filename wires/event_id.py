@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from streaming.errors import RequestError
-from streaming.runs import Run
+from streaming.run import Run
 
 PARAMETERS = ("last_event_id", "lastEventId")
 _ID = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,14})")

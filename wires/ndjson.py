@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from streaming.events import Event, merge
-from streaming.runs import Run
+from streaming.run import Run
 
 from .chat import json_line
 from .transport import let_go

@@ -2,13 +2,15 @@
 
 import logging
 import traceback
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.requests import ClientDisconnect
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streaming.errors import Fault, ServiceError
+from streaming.errors import Fault, RequestError, ServiceError
 
 from .chat import json_line
 
@@ -30,6 +32,26 @@ def problem(fault: Fault) -> Response:
     if fault.status in (429, 503):
         headers.setdefault("Retry-After", "1")
     return Response(json_line(body), fault.status, headers, "application/problem+json")
+
+
+async def _on_fault(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, Fault)
+    return problem(exc)
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 405:
+        allow = (exc.headers or {}).get("Allow", "")
+        return problem(RequestError("method_not_allowed", f"Use {allow}.", headers={"Allow": allow}))
+    return problem(RequestError("not_found", "There is nothing here."))
+
+
+# Starlette's table of who answers what was raised.
+PROBLEMS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    Fault: _on_fault,
+    HTTPException: _on_http_exception,
+}
 
 
 class Problems:

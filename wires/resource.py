@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from itsdangerous import Signer
+from starlette.responses import Response
 
 from streaming.errors import RequestError
 from streaming.events import Token
-from streaming.runs import Run
+from streaming.run import Run
+
+from .chat import json_line
 
 
 class Links:
@@ -59,6 +62,16 @@ class Links:
             "status_url": self.signed(run, path),
             "expires": self.expires(run),
         }
+
+
+def json_response(value: dict[str, Any], status_code: int = 200, **headers: str) -> Response:
+    """Answer with what is so just now."""
+    return Response(json_line(value), status_code, {"Cache-Control": "no-store", **headers}, "application/json")
+
+
+def path_of(scope: Mapping[str, Any], run: Run) -> str:
+    """Return the path of a run as the caller of this service knows it."""
+    return f"{scope.get('root_path', '')}/runs/{run.id}"
 
 
 def status(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streaming.events import Event
 from streaming.log import follow
-from streaming.runs import Run
+from streaming.run import Run
 
 from .chat import json_line
 from .transport import let_go

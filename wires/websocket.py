@@ -16,7 +16,7 @@ from streaming.errors import Fault, RequestError
 from streaming.events import Cancelled, Done, Token
 from streaming.log import follow
 from streaming.request import Message
-from streaming.runs import Run
+from streaming.run import Run
 
 from .chat import ChatRequest, decode_body, decode_query, json_line
 from .ndjson import line
