@@ -64,13 +64,14 @@ class Candidate(NamedTuple):
 class Run:
     """One generation. `start` it once, inside a running loop; it ends by itself or by `end`.
 
-    Its id carries 128 random bits: who has no access keys to check takes whoever knows it for somebody it was told to.
+    Its id carries 128 random bits: nobody finds it by guessing. `owner` is who may, and `key` how it was asked for
+    (streaming/runs.py).
     """
 
-    def __init__(self, candidate: Candidate, limits: Limits, owner: str = "") -> None:
+    def __init__(self, candidate: Candidate, limits: Limits, owner: str = "", key: str = "") -> None:
         self.id = secrets.token_hex(16)
         self.owner = owner
-        self.key = ""
+        self.key = key
         self.provider = candidate.provider
         self.model = candidate.request.model
         self.created = time.time()

@@ -52,9 +52,8 @@ class Runs:
                 text = "This Idempotency-Key stands for another request: its run was asked for with another body."
                 raise RequestError("conflict", text, field="Idempotency-Key")
             return run
-        run = Run(candidate, limits, owner)
+        run = Run(candidate, limits, owner, key)
         if key:
-            run.key = key
             self._keys[owner, key] = run, asked
         return run
 

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import logging
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -31,11 +32,12 @@ from streaming.events import (
 )
 from streaming.log import size_of
 from streaming.request import FunctionCall, ImagePart, ImageURL, Message, MessageToolCall, RunRequest, TextPart
-from streaming.runs import CancelReason, Candidate, Limits, Run, Runs
+from streaming.run import CancelReason, Candidate, Limits, Run
+from streaming.runs import Runs
 
 from .asgi import run_ahead, time_passes
 
-LIMITS = Limits(run_timeout=600, first_token_timeout=120, idle_timeout=60, max_run_bytes=10_000)
+LIMITS = Limits(run_timeout=600, first_token_timeout=120, idle_timeout=60, max_run_bytes=10_000, linger=1000)
 REQUEST = RunRequest(model="m", messages=[Message("user", "x" * 10)])  # three tokens, by the estimate
 NOTHING = Usage(3, 0, estimated=True)
 START = Start(run="", provider="test", model="m", created=0)
@@ -107,7 +109,13 @@ SAID = Usage(3, 2, estimated=True)
 STOP = [Finish("stop")]
 FAULT = UpstreamError("upstream_rate_limited", "Slow down.")
 
-# The rows of the table in streaming/runs.py that a run reaches by itself; the others need somebody who ends it.
+
+def faulty() -> None:
+    """A step that raises a fault of its own, which nobody else holds."""
+    raise UpstreamError("upstream_rate_limited", "Slow down.")
+
+
+# The rows of the table in streaming/run.py that a run reaches by itself; the others need somebody who ends it.
 ROWS: dict[str, tuple[list[Step], list[Event]]] = {
     "finish": ([HELLO, STOP], [Token("Hello"), finished("Hello")]),
     "finish, with the last words": ([[*HELLO, *STOP]], [Token("Hello"), finished("Hello")]),
@@ -363,7 +371,7 @@ def test_the_fault_a_cancelled_provider_raises_on_its_way_out_is_not_the_reason(
 
 def test_the_last_viewer_who_leaves_ends_the_run() -> None:
     async def test() -> tuple[list[int], list[Event]]:
-        run = run_of(Plays(HELLO, 1000.0))
+        run = run_of(Plays(HELLO, 1000.0), replace(LIMITS, linger=0.0))
         lengths = []
         with run.viewing():
             run.start()
@@ -403,9 +411,9 @@ def test_a_provider_may_not_end_a_run_itself_nor_keep_it_from_ending() -> None:
     """A terminal event is no provider's to say. A run that one said it for must still be over, and forgotten."""
 
     async def test() -> tuple[list[Event], int]:
-        runs = Runs()
+        runs = Runs(keep=60, keep_bytes=2**20)
         run = run_of(Plays([Token("x"), finished()], STOP))
-        runs.start(run)
+        runs.begin(run)
         await run.wait()
         return [event for event in heard(run) if isinstance(event, Terminal)], len(runs)
 
@@ -415,11 +423,11 @@ def test_a_provider_may_not_end_a_run_itself_nor_keep_it_from_ending() -> None:
 
 def test_the_runs_of_a_process_are_those_that_have_not_ended() -> None:
     async def test() -> list[int]:
-        runs, counts = Runs(), []
+        runs, counts = Runs(keep=60, keep_bytes=2**20), []
         short, long = run_of(Plays(5, STOP)), run_of(Plays(50, HELLO, STOP))
         counts.append(len(runs))
-        runs.start(short)
-        runs.start(long)
+        runs.begin(short)
+        runs.begin(long)
         for _ in range(3):
             counts.append(len(runs))
             await time_passes(10 if len(runs) > 1 else 50)
@@ -441,10 +449,10 @@ def test_closing_ends_every_run_and_returns_when_their_upstreams_are_closed() ->
                 self.is_closed = True
 
     async def test() -> tuple[list[bool], list[list[Event]]]:
-        runs, providers = Runs(), [Slow(), Slow()]
+        runs, providers = Runs(keep=60, keep_bytes=2**20), [Slow(), Slow()]
         started = [run_of(provider) for provider in providers]
         for run in started:
-            runs.start(run)
+            runs.begin(run)
         await time_passes(1)
         await runs.close()
         return [provider.is_closed for provider in providers], [heard(run) for run in started]
@@ -631,3 +639,275 @@ def test_an_ended_run_is_soon_forgotten_by_the_loop() -> None:
         return len(asyncio.all_tasks())
 
     assert run_ahead(test()) == 1
+
+
+# Linger
+
+LINGER = replace(LIMITS, linger=15.0)
+
+
+def clocks() -> int:
+    """How many timers the loop has running."""
+    loop: Any = asyncio.get_running_loop()
+    return sum(not timer.cancelled() for timer in loop._scheduled)
+
+
+async def ended_at(run: Run) -> float:
+    await run.wait()
+    return asyncio.get_running_loop().time()
+
+
+def cancelled(text: str = "") -> Cancelled:
+    return Cancelled(reason="disconnected", usage=Usage(3, -(-len(text) // 4), estimated=True))
+
+
+@pytest.mark.parametrize("linger", [0.25, 15.0, 59.75])
+def test_a_run_that_nobody_comes_to_view_ends_when_its_linger_is_over(linger: float) -> None:
+    async def test() -> tuple[float, list[Event], bool]:
+        run = run_of(provider := Plays(1000.0), replace(LIMITS, linger=linger))
+        run.start()
+        return await ended_at(run), heard(run), provider.is_closed
+
+    assert run_ahead(test()) == (linger, [START, cancelled()], True)
+
+
+def test_what_the_upstream_says_meanwhile_does_not_make_a_run_linger_longer() -> None:
+    async def test() -> tuple[float, Event]:
+        run = run_of(Plays(*[2.0, HELLO] * 50), LINGER)
+        run.start()
+        return await ended_at(run), heard(run)[-1]
+
+    assert run_ahead(test()) == (15, cancelled("Hello" * 7))
+
+
+def test_a_viewer_in_the_last_moment_stops_the_clock() -> None:
+    async def test() -> tuple[list[Event], int]:
+        run = run_of(Plays(50.0, HELLO, STOP), LINGER)
+        run.start()
+        await time_passes(14.75)
+        with run.viewing():
+            before = clocks()
+            await run.wait()
+        return heard(run), before
+
+    # The clocks that run while it is viewed: that of silence, the deadline's, and the upstream's own.
+    assert run_ahead(test()) == ([START, Token("Hello"), finished("Hello", 50_000, 50_000)], 3)
+
+
+def test_the_clock_starts_anew_each_time_the_last_viewer_leaves() -> None:
+    async def test() -> tuple[float, list[Event]]:
+        run = run_of(Plays(*[5.0, HELLO] * 50), LINGER)
+        run.start()
+        for _ in range(3):
+            await time_passes(14)
+            with run.viewing():
+                await time_passes(1)
+        return await ended_at(run), heard(run)[-1:]  # three times fifteen, and fifteen more
+
+    assert run_ahead(test()) == (60, [cancelled("Hello" * 11)])
+
+
+def test_the_clock_waits_for_the_last_of_several_viewers() -> None:
+    async def view(run: Run, since: float, until: float) -> None:
+        await time_passes(since)
+        with run.viewing():
+            await time_passes(until - since)
+
+    async def test() -> float:
+        run = run_of(Plays(*[5.0, HELLO] * 50), LINGER)
+        run.start()
+        viewers = [(1, 20), (3, 42), (4, 40), (41, 41.5)]
+        await asyncio.gather(*[view(run, *times) for times in viewers])
+        assert run.viewers == 0
+        return await ended_at(run)
+
+    assert run_ahead(test()) == 42 + 15
+
+
+def test_a_viewer_that_fails_or_is_cancelled_has_left() -> None:
+    async def fail(run: Run) -> None:
+        with run.viewing():
+            await time_passes(1)
+            raise ValueError
+
+    async def test() -> tuple[float, int]:
+        run = run_of(Plays(1000.0), LINGER)
+        run.start()
+        failing, waiting = asyncio.create_task(fail(run)), asyncio.create_task(fail(run))
+        await time_passes(0.5)
+        waiting.cancel()
+        await asyncio.gather(failing, waiting, return_exceptions=True)
+        return await ended_at(run), run.viewers
+
+    assert run_ahead(test()) == (1 + 15, 0)
+
+
+def test_a_run_that_does_not_linger_ends_at_once_without_a_viewer() -> None:
+    async def test() -> tuple[float, list[Event], bool]:
+        run = run_of(provider := Plays(HELLO, STOP), replace(LIMITS, linger=0.0))
+        run.start()
+        return await ended_at(run), heard(run), provider.is_closed
+
+    assert run_ahead(test()) == (0, [START, cancelled()], False)
+
+
+def test_a_run_that_does_not_linger_ends_when_its_last_viewer_leaves() -> None:
+    async def test() -> tuple[float, list[Event]]:
+        run = run_of(Plays(HELLO, 1000.0), replace(LIMITS, linger=0.0))
+        with run.viewing():
+            run.start()
+            await time_passes(7)
+        with run.viewing():  # too late: it is ending, and says so to all
+            return await ended_at(run), heard(run)
+
+    assert run_ahead(test()) == (7, [START, Token("Hello"), cancelled("Hello")])
+
+
+@pytest.mark.parametrize("steps", [[STOP], [5.0, HELLO, STOP], [5.0, FAULT]], ids=["at once", "done", "a fault"])
+def test_a_run_that_is_over_lingers_no_more(steps: list[Step]) -> None:
+    async def test() -> tuple[list[Event], list[Event], list[int]]:
+        run, running = run_of(Plays(*steps), LINGER), []
+        run.start()
+        await run.wait()
+        running.append(clocks())
+        before = heard(run)
+        for _ in range(2):
+            with run.viewing():
+                await time_passes(1)
+            running.append(clocks())
+        await time_passes(100)
+        return before, heard(run), running
+
+    before, after, running = run_ahead(test())
+    assert (before, running) == (after, [0, 0, 0])
+
+
+def test_who_comes_while_a_run_is_being_cancelled_hears_its_end_and_leaves_no_clock() -> None:
+    class Slow(Plays):
+        async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event | Usage | Finish]]:
+            try:
+                await time_passes(1000)
+                yield []
+            finally:
+                await time_passes(5)
+
+    async def test() -> tuple[list[int], float, list[Event], int]:
+        run = run_of(Slow(), LINGER)
+        run.start()
+        lengths = []
+        for _ in range(2):
+            await time_passes(16 if not lengths else 0)  # its linger was over at 15; it takes until 20 to close
+            with run.viewing():
+                lengths.append(len(run.log))
+                await time_passes(1)
+        return lengths, await ended_at(run), heard(run), clocks()
+
+    assert run_ahead(test()) == ([1, 1], 20, [START, cancelled()], 0)
+
+
+def test_a_viewer_before_the_start_is_one_and_its_leaving_ends_nothing_that_has_not_begun() -> None:
+    async def test() -> tuple[int, float]:
+        run = run_of(Plays(1000.0), LINGER)
+        with run.viewing():
+            pass
+        await time_passes(10)
+        before = clocks()
+        run.start()
+        return before, await ended_at(run)
+
+    assert run_ahead(test()) == (0, 10 + 15)
+
+
+# What is kept
+
+
+class Prompt:
+    """Something large in a request, which tells when it is gone."""
+
+
+# What is played, and who ends it when.
+ENDINGS: dict[str, tuple[Sequence[Step], tuple[float, CancelReason] | None]] = {
+    "done": ([HELLO, STOP], None),
+    "no finish": ([HELLO], None),
+    "a fault": ([HELLO, faulty], None),
+    "a bug": ([HELLO, lambda: {}["x"]], None),
+    "silence": ([1000.0], None),
+    "silence after content": ([HELLO, 1000.0], None),
+    "too long": ([*[50.0, HELLO] * 13], None),
+    "too large": ([[Token("x" * 20_000)]], None),
+    "stopped": ([HELLO, 1000.0], (1, "requested")),
+    "stopped before its first step": ([HELLO, 1000.0], (0, "requested")),
+    "left": ([HELLO, 1000.0], (1, "disconnected")),
+    "drained": ([HELLO, 1000.0], (1, "draining")),
+}
+
+
+@pytest.mark.parametrize(("steps", "ends"), ENDINGS.values(), ids=ENDINGS)
+def test_a_run_that_is_over_does_not_hold_its_prompt(
+    steps: Sequence[Step], ends: tuple[float, CancelReason] | None
+) -> None:
+    """Its answer is kept; a prompt may be a hundred times as large, and the bytes that are kept do not count it."""
+
+    def begin() -> tuple[Run, weakref.ref[Prompt]]:
+        prompt = Prompt()
+        run = run_of(Plays(*steps), request=replace(REQUEST, provider_options={"prompt": prompt}))
+        run.start()
+        return run, weakref.ref(prompt)
+
+    async def test() -> tuple[bool, bool]:
+        run, prompt = begin()
+        if ends:
+            seconds, reason = ends
+            if seconds:
+                await time_passes(seconds)
+            run.end(reason)
+        before = prompt() is not None
+        await run.wait()
+        gc.collect()
+        return before, prompt() is not None
+
+    assert run_ahead(test()) == (True, False)
+
+
+@pytest.mark.parametrize("steps", [[HELLO, STOP], [HELLO, faulty], [[Usage(11, 0)], HELLO], [[Usage(11, 5)], STOP]])
+def test_the_usage_of_a_run_that_is_over_is_what_its_end_says(steps: Sequence[Step]) -> None:
+    async def test() -> tuple[Usage, Usage, Usage]:
+        run = run_of(Plays(1.0, *steps))
+        run.start()
+        before = run.usage
+        await run.wait()
+        assert isinstance(run.terminal, Done | Error)
+        return before, run.terminal.usage, run.usage
+
+    before, at_the_end, after = run_ahead(test())
+    assert before == NOTHING
+    assert at_the_end == after != before
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        ([UpstreamError("upstream_rejected", f"It says: {HALF}")], "error"),
+        ([[Finish("stop", None, f"m{HALF}")]], "done"),
+        ([[ToolCall("i", "f", {"a": HALF})], STOP], "done"),
+        ([[ToolResult("i", "f", HALF)], STOP], "done"),
+        ([[Token(HALF)], STOP], "done"),
+    ],
+    ids=["a fault", "a model's name", "a call", "a result", "a token"],
+)
+def test_half_a_character_of_the_upstreams_keeps_no_run_from_its_end(steps: list[Step], name: str) -> None:
+    """JSON can name what UTF-8 cannot: half of a surrogate pair."""
+
+    async def test() -> None:
+        told: list[Run] = []
+        run = run_of(Plays(*steps))
+        run.start(on_end=told.append)
+        await run.wait()
+        assert (told, run.log.closed) == ([run], True)
+        assert [event.name for event in heard(run) if isinstance(event, Terminal)] == [name]
+        assert run.log.size == sum(map(size_of, run.log.read(0)))
+
+    run_ahead(test())
