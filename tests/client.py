@@ -111,6 +111,12 @@ class Client:
                 raise ConnectionError(f"cut after {self.body[-200:]!r}")
         return self.body
 
+    def take(self, size: int) -> bytes:
+        """Return just `size` bytes of the response, head and all, or fewer where it ends before; leave the rest."""
+        while len(self.raw) < size and (data := self.socket.recv(size - len(self.raw))):
+            self.raw += data
+        return self.raw
+
     def read_on(self, enough: Callable[[bytes], bool]) -> bytes:
         """Read until the body is enough, and return it. Raises ConnectionError where it ends before."""
         while not enough(self.body):
@@ -167,6 +173,10 @@ def post(port: int, path: str = "/chat/stream", headers: dict[str, str] | None =
     """POST the keyword arguments as a JSON object."""
     headers = {"Content-Type": "application/json", **(headers or {})}
     return Client(port, "POST", path, headers=headers, body=json.dumps(body).encode())
+
+
+def delete(port: int, path: str, headers: dict[str, str] | None = None) -> Client:
+    return Client(port, "DELETE", path, headers=headers)
 
 
 def text(events: list[Event]) -> str:
