@@ -52,6 +52,13 @@ def test_the_event_table_is_the_events() -> None:
     assert told == {kind.name: set(kind.__struct_fields__) - {"node", "ns"} for kind in public}
 
 
+def test_what_is_said_of_runs_is_shown_by_tests_that_exist() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = [cells[2].strip("`") for cells in rows("Runs that outlive a connection")]
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in code] == []
+
+
 def test_the_provider_of_twenty_lines_works(start_service: Start, tmp_path: Path) -> None:
     code, config = block("A provider of your own", "python"), block("A provider of your own", "toml")
     assert len(code.splitlines()) <= 20

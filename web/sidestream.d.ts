@@ -1,0 +1,300 @@
+/** Types of sidestream.js, the browser's client of Sidestream. */
+
+/** Start a run and follow it. */
+export function stream(request: ChatRequest, options?: StreamOptions): Answer;
+
+/**
+ * Follow a run that there is: after a reload of its page, or as one more viewer. `run` is what `Answer.run` gave (a run
+ * that needs a signature needs its `events_url`), or a run's id.
+ */
+export function follow(run: string | Pick<Run, "id" | "events_url">, options?: FollowOptions): Answer;
+
+export interface StreamOptions {
+  /** Called with each piece of the answer's text. */
+  onToken?(text: string): void;
+  /** Called with each event, the last one too. */
+  onEvent?(event: StreamEvent): void;
+  /** Called when the connection is lost (it is then tried again) and when it is open, at each change. */
+  onConnection?(state: "open" | "lost"): void;
+  /** Stops the run, as `Answer.stop` does. */
+  signal?: AbortSignal;
+  /** Where the service is; by default the folder that this module was loaded from. */
+  base?: string | URL;
+  /**
+   * Further headers of requests by fetch; an EventSource can send none. An `Idempotency-Key` among them takes the place
+   * of a random one: asked again under the same key, the service answers with the same run, while that is kept.
+   */
+  headers?: Record<string, string>;
+  /** Send cookies to another origin, too. */
+  withCredentials?: boolean;
+  /** Where there is none: in Node, that of the npm package `eventsource`. */
+  EventSource?: EventSourceClass;
+  fetch?: typeof globalThis.fetch;
+}
+
+export interface FollowOptions extends StreamOptions {
+  /** Go on after this event. By default all is told from the start, what has come so far in one piece. */
+  lastEventId?: string;
+}
+
+/**
+ * An answer as it comes. Read its `result`, or its events in a `for await`, or both. A loop begins at the first event
+ * and ends after `done`; without a whole answer it throws at its end what `result` rejects with. To break off such a
+ * loop stops the run. What has come is kept until the answer is garbage, so a slow loop holds nobody up.
+ */
+export interface Answer extends AsyncIterable<StreamEvent> {
+  /** The run: store it to `follow` it later. Rejects where it could not be created. */
+  readonly run: Promise<Run>;
+  /** The whole answer. Rejects with a StreamError, or with the reason for which the caller stopped or left it. */
+  readonly result: Promise<Result>;
+  /** The text so far. */
+  readonly text: string;
+  /**
+   * Stop the run: here at once, `result` rejects with `reason` (by default an AbortError); and by a DELETE at the
+   * service, even where it is still being created. Resolves when its upstream is closed, or the service cannot be told.
+   */
+  stop(reason?: unknown): Promise<void>;
+  /** Follow no longer, and let the run go on: for its `linger` where nobody else follows it. */
+  leave(): void;
+}
+
+/** What created a run says of it. The URLs are signed, for who can send no headers, until `expires` (Unix seconds). */
+export interface Run {
+  id: string;
+  events_url: string;
+  status_url: string;
+  expires: number;
+}
+
+export interface Result {
+  /** All text that came: of a run followed from a `lastEventId`, what came after it. */
+  text: string;
+  event: "done";
+  id: string;
+  data: Done;
+}
+
+/** Why there is no whole answer. */
+export class StreamError extends Error {
+  private constructor();
+  readonly name: "StreamError";
+  /** Of the run's `error`, the `reason` of its `cancelled`, of the service's refusal, or one of this client's own. */
+  readonly code: ErrorCode | CancelReason | ClientErrorCode;
+  /** Whether trying again may help. */
+  readonly retryable: boolean;
+  /** Of the HTTP response that was a refusal, else 0. */
+  readonly status: number;
+  /** Seconds after which the service wants to be asked again, else 0. */
+  readonly retryAfter: number;
+  /** The run's last event's, or the refusal's problem (RFC 9457). */
+  readonly data: Failed | Cancelled | Problem | null;
+  /** What the run has used until its end, where it had begun. */
+  readonly usage: Usage | undefined;
+}
+
+// ---- what a run says -----------------------------------------------------------------------------------------------
+
+/** `event` tells which; `id` is the place in the run. */
+export type StreamEvent = { [Name in keyof Events]: { event: Name; id: string; data: Events[Name] } }[keyof Events];
+
+export interface Events {
+  /** At once, before the model answers. */
+  start: Start;
+  /** A piece of the answer's text. */
+  token: Token;
+  /** A piece of the model's thinking, where it shows it. */
+  reasoning: Reasoning;
+  /** A tool call as it is written. */
+  tool_call_delta: ToolCallDelta;
+  /** A whole tool call. */
+  tool_call: ToolCall;
+  /** What a tool answered. */
+  tool_result: ToolResult;
+  /** The last event: the answer is whole. */
+  done: Done;
+  /** The last event: it failed. */
+  error: Failed;
+  /** The last event: it was stopped. */
+  cancelled: Cancelled;
+}
+
+export interface Start {
+  run: string;
+  provider: string;
+  model: string;
+  /** Unix seconds. */
+  created: number;
+}
+
+/** Where in a graph an event comes from, if from one. */
+export interface FromGraph {
+  node?: string;
+  ns?: string[];
+}
+
+export interface Token extends FromGraph {
+  token: string;
+}
+
+export interface Reasoning extends FromGraph {
+  reasoning: string;
+}
+
+export interface ToolCallDelta extends FromGraph {
+  /** Which of the calls of this answer. */
+  index: number;
+  args_delta: string;
+  /** On the first of a call, as `tool`. */
+  id?: string;
+  tool?: string;
+}
+
+export interface ToolCall extends FromGraph {
+  id: string;
+  tool: string;
+  /** Parsed; what is not JSON is the text that the model wrote. */
+  args: unknown;
+}
+
+export interface ToolResult extends FromGraph {
+  id: string;
+  tool: string;
+  content: unknown;
+}
+
+export interface Done {
+  done: true;
+  finish_reason: FinishReason;
+  model: string;
+  usage: Usage;
+  /** How many pieces of content there were. */
+  tokens: number;
+  /** Milliseconds to the first content, null without any; and to the end. */
+  ttft_ms: number | null;
+  latency_ms: number;
+}
+
+export interface Failed {
+  done: true;
+  /** For a person. */
+  error: string;
+  code: ErrorCode;
+  retryable: boolean;
+  usage: Usage;
+}
+
+export interface Cancelled {
+  done: true;
+  reason: CancelReason;
+  usage: Usage;
+}
+
+/** Tokens, as the upstream counted them; `estimated` where it did not. */
+export interface Usage {
+  input_tokens: number;
+  output_tokens: number;
+  cached_tokens?: number;
+  reasoning_tokens?: number;
+  estimated?: boolean;
+}
+
+export type FinishReason = "stop" | "length" | "tool_calls" | "content_filter" | "interrupt";
+export type CancelReason = "disconnected" | "requested" | "draining";
+
+export type ErrorCode =
+  | "invalid_request" | "invalid_input" | "unauthorized" | "forbidden" | "not_found" | "unknown_model"
+  | "method_not_allowed" | "not_acceptable" | "conflict" | "too_large" | "unsupported_media_type"
+  | "upstream_auth" | "upstream_rejected" | "upstream_rate_limited" | "upstream_unavailable" | "upstream_incomplete"
+  | "upstream_invalid" | "content_filtered" | "context_length"
+  | "first_token_timeout" | "idle_timeout" | "run_timeout" | "output_limit" | "shutting_down" | "internal";
+
+/** The service was not reached, or a proxy said so; or what answered is no Sidestream. */
+export type ClientErrorCode = "unreachable" | "unexpected_response";
+
+/** A refusal (RFC 9457). `field` is what of the request it is about. */
+export interface Problem {
+  type: string;
+  title: string;
+  status: number;
+  detail: string;
+  code: ErrorCode;
+  field?: string;
+}
+
+// ---- what it is asked ----------------------------------------------------------------------------------------------
+
+/** One `message`, or the conversation as `messages`. */
+export type ChatRequest = ChatSettings & (
+  | { message: string; messages?: undefined }
+  | { messages: Message[]; message?: undefined }
+);
+
+/** As OpenAI has them, translated for the others; without one, what the model's provider does by itself. */
+export interface ChatSettings {
+  /** `provider/model`, a provider's name, or a model's; without it the service's default. */
+  model?: string;
+  /** Instructions. */
+  system?: string;
+  max_tokens?: number;
+  temperature?: number;
+  top_p?: number;
+  stop?: string | string[];
+  seed?: number;
+  tools?: Tool[];
+  tool_choice?: "auto" | "none" | "required" | { type?: "function"; function: { name: string } };
+  response_format?: ResponseFormat;
+  /** Put into the upstream's request as it is. */
+  provider_options?: Record<string, unknown>;
+  /** Seconds, up to the service's own. */
+  run_timeout?: number;
+  first_token_timeout?: number;
+  idle_timeout?: number;
+  /** Seconds that the run goes on without a viewer. */
+  linger?: number;
+}
+
+export interface Message {
+  role: "system" | "developer" | "user" | "assistant" | "tool";
+  content?: string | (TextPart | ImagePart)[] | null;
+  name?: string;
+  tool_calls?: MessageToolCall[];
+  tool_call_id?: string;
+}
+
+export interface TextPart {
+  type: "text";
+  text: string;
+}
+
+export interface ImagePart {
+  type: "image_url";
+  /** An https URL, or the image itself as `data:image/png;base64,...`. */
+  image_url: { url: string; detail?: "auto" | "low" | "high" };
+}
+
+export interface MessageToolCall {
+  id: string;
+  type?: "function";
+  /** `arguments` is JSON. */
+  function: { name: string; arguments: string };
+}
+
+export interface Tool {
+  type?: "function";
+  function: { name: string; description?: string; parameters?: Record<string, unknown>; strict?: boolean };
+}
+
+export type ResponseFormat =
+  | { type: "text" }
+  | { type: "json_object" }
+  | {
+      type: "json_schema";
+      json_schema: { name: string; schema: Record<string, unknown>; description?: string; strict?: boolean };
+    };
+
+/** As much of an EventSource's class as is used. */
+export type EventSourceClass = new (url: string, init: { withCredentials: boolean }) => {
+  readonly readyState: number;
+  addEventListener(type: string, listener: (event: any) => void): void;
+  close(): void;
+};
