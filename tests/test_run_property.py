@@ -617,8 +617,10 @@ class World:
         content = [event for event in run.log.read(0) if not isinstance(event, Terminal)]
         if sum(map(size_of, content)) > self.limits.max_run_bytes:
             causes.append((play.content[-1], "output_limit"))
-        first = min(at for at, _ in causes)
-        return first, {reason for at, reason in causes if at == first}
+        first = recorded = min(at for at, _ in causes)
+        if (first, "run_timeout") in causes:
+            recorded += play.closing  # by the task, when its upstream is closed; who ends it meanwhile comes first
+        return first, {reason for at, reason in causes if at <= recorded}
 
     def _perhaps(self, number: str, due: float) -> list[tuple[float, str]]:
         """Where somebody comes at the very moment at which the linger clock runs out, either may be first."""

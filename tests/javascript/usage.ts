@@ -10,7 +10,7 @@ const same = <A, B>(_: Same<A, B>): void => {};
 const request: ChatRequest = {
   messages: [
     { role: "system", content: "Be brief." },
-    { role: "user", content: [{ type: "text", text: "What is it?" }, { type: "image_url", image_url: { url: "data:" } }] },
+    { role: "user", content: [{ type: "text", text: "What?" }, { type: "image_url", image_url: { url: "data:" } }] },
     { role: "assistant", tool_calls: [{ id: "1", function: { name: "look", arguments: "{}" } }] },
     { role: "tool", tool_call_id: "1", content: "A cat." },
   ],
@@ -62,7 +62,7 @@ export async function reads(): Promise<void> {
 
 export function fails(error: unknown): Usage | undefined {
   if (!(error instanceof StreamError)) return undefined;
-  if (error.code === "upstream_rate_limited" || error.code === "draining" || error.code === "unreachable") return error.usage;
+  if (error.code === "upstream_auth" || error.code === "draining" || error.code === "unreachable") return error.usage;
   same<typeof error.retryable, boolean>(true);
   same<typeof error.status, number>(true);
   // @ts-expect-error: there is no such code
