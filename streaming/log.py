@@ -41,8 +41,8 @@ class EventLog:
             raise RuntimeError("append to a closed event log")
         if not events:
             return
-        self._events.extend(events)
         self.size += sum(map(size_of, events))
+        self._events.extend(events)
         self.closed = isinstance(events[-1], Terminal)
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
@@ -90,4 +90,7 @@ def size_of(event: Event) -> int:
     if isinstance(event, Delta):
         text = event.text
         return EVENT_OVERHEAD + (len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")))
-    return EVENT_OVERHEAD + len(msgspec.json.encode(event, enc_hook=str))
+    try:
+        return EVENT_OVERHEAD + len(msgspec.json.encode(event, enc_hook=str))
+    except UnicodeEncodeError:  # half of a surrogate pair, which an upstream can name in its JSON
+        return EVENT_OVERHEAD + len(repr(event).encode("utf-8", "surrogatepass"))

@@ -26,7 +26,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
@@ -68,6 +68,14 @@ class Run:
     (streaming/runs.py).
     """
 
+    # fmt: off
+    __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
+        "id", "owner", "key", "provider", "model", "created", "limits", "log", "terminal", "viewers", "tokens",
+        "_candidate", "_task", "_alone", "_clock", "_deadline", "_on_end", "_now", "_began", "_last_content",
+        "_first_content", "_ended", "_ending", "_finish", "_usage", "_characters",
+    )
+    # fmt: on
+
     def __init__(self, candidate: Candidate, limits: Limits, owner: str = "", key: str = "") -> None:
         self.id = secrets.token_hex(16)
         self.owner = owner
@@ -100,8 +108,11 @@ class Run:
         self._began = self._last_content = self._now()
         self.log.append([Start(run=self.id, provider=self.provider, model=self.model, created=int(self.created))])
         self._clock = loop.call_later(self.limits.first_token_timeout, self._check_silence)
+        self._deadline = asyncio.timeout(self.limits.run_timeout)
         self._task = loop.create_task(self._generate(self._candidate), name=f"run {self.id}")
         self._task.add_done_callback(self._close)
+        if self._ending is not None:
+            self._task.cancel()
         self._linger()
 
     @property
@@ -109,9 +120,14 @@ class Run:
         return self._task is not None
 
     def end(self, reason: Fault | CancelReason) -> None:
-        """Stop the run for `reason`, unless it is ending already. The upstream's socket closes as the task unwinds."""
-        if self._task and self._ending is None and not self.log.closed:
-            self._ending = reason
+        """Stop the run for `reason`, unless it is ending already. The upstream's socket closes as the task unwinds.
+
+        A run that has not started ends when it does, and asks nobody.
+        """
+        if self._ending is not None or self.log.closed or (self._task and self._deadline.expired()):
+            return
+        self._ending = reason
+        if self._task:
             self._task.cancel()
 
     @contextmanager
@@ -126,8 +142,12 @@ class Run:
             self.viewers -= 1
             self._linger()
 
+    def lingers(self, seconds: float) -> None:
+        """Go on for as long without a viewer, unless it does for longer already."""
+        self.limits = replace(self.limits, linger=max(seconds, self.limits.linger))
+
     def _linger(self) -> None:
-        if self.viewers or self.log.closed:
+        if self.viewers or self.log.closed or not self.started:
             return
         if self.limits.linger:
             self._alone = asyncio.get_running_loop().call_later(self.limits.linger, self.end, "disconnected")
@@ -149,15 +169,14 @@ class Run:
         self._ending = self._ending or ending
 
     async def _ask(self, candidate: Candidate) -> Finish:
-        deadline = asyncio.timeout(self.limits.run_timeout)
         try:
-            async with deadline:
+            async with self._deadline:
                 provider = await candidate.load()
                 async with aclosing(provider.stream(candidate.request)) as batches:
                     async for batch in batches:
                         self._take(batch)
         except TimeoutError as exc:
-            if not deadline.expired():
+            if not self._deadline.expired():
                 raise
             raise ServiceError("run_timeout", f"The run took longer than {self.limits.run_timeout:g} s.") from exc
         if self._finish is None:
@@ -213,7 +232,11 @@ class Run:
         self._ended = self._now()
         # Without a reason it was nobody of ours who cancelled it: the loop is closing.
         self.terminal = self._terminal(self._ending or "draining")
-        self._usage, self._candidate = self.usage, None  # what is kept of a run is its answer, not its prompt
+        # What is kept of a run is its answer: not its prompt, nor the frames of what ended it, which hold that too.
+        self._usage, self._candidate, self._ending = self.usage, None, None
+        if task.cancelled():
+            with suppress(asyncio.CancelledError):
+                task.exception()  # the task lets go of its own
         self.log.append([self.terminal])
         self._on_end(self)
 

@@ -44,13 +44,14 @@ class Runs:
 
         An idempotency `key` is its owner's, and is reserved here, before anything is asked of an upstream: while its
         run is kept it stands for that run. Raises RequestError conflict where `asked` (any digest of the request)
-        is not what it first stood for.
+        is not what it first stood for. The run lingers for as long as any of those who asked wants.
         """
         if key and (known := self._keys.get((owner, key))):
             run, first = known
             if asked != first:
                 text = "This Idempotency-Key stands for another request: its run was asked for with another body."
                 raise RequestError("conflict", text, field="Idempotency-Key")
+            run.lingers(limits.linger)
             return run
         run = Run(candidate, limits, owner, key)
         if key:
@@ -77,6 +78,9 @@ class Runs:
 
     def _retire(self, run: Run) -> None:
         self._active.discard(run)
+        if _weight(run) > self._keep_bytes:  # it would drive out all others, and then go itself
+            self._forget(run)
+            return
         self._kept.append((asyncio.get_running_loop().time() + self._keep, run))
         self._kept_bytes += _weight(run)
         self._sweep()
@@ -87,13 +91,14 @@ class Runs:
         if self._clock:
             self._clock.cancel()
         while self._kept and (self._kept[0][0] <= loop.time() or self._kept_bytes > self._keep_bytes):
-            self._forget(self._kept.popleft()[1])
+            _, run = self._kept.popleft()
+            self._kept_bytes -= _weight(run)
+            self._forget(run)
         if self._kept:
             self._clock = loop.call_at(self._kept[0][0], self._sweep)
 
     def _forget(self, run: Run) -> None:
         del self._runs[run.id]
-        self._kept_bytes -= _weight(run)
         self._keys.pop((run.owner, run.key), None)
 
     def drain(self) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct, field
-from msgspec.structs import FieldInfo
+from msgspec.structs import FieldInfo, replace
 
 from .request import WEEK, ProviderSettings, Seconds
 
@@ -43,9 +43,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Seconds,
         Doc(description="how long a run of `POST /runs` goes on without a viewer, if it asks for no other, seconds"),
     ] = 15.0
-    max_linger: Annotated[
-        float, Meta(ge=0, le=WEEK), Doc(description="longest `linger` a request may ask for, seconds")
-    ] = 300.0
+    max_linger: Annotated[Seconds, Doc(description="longest `linger` a request may ask for, seconds")] = 300.0
     keep: Annotated[
         float,
         Meta(ge=0, le=WEEK),
@@ -85,7 +83,10 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
             problems.append(f"{source}: {exc}")
     settings = Settings(**values)
     if settings.linger > settings.max_linger:
-        problems.append(f"{PREFIX}LINGER: {settings.linger:g} s is longer than max_linger, {settings.max_linger:g} s")
+        if "linger" in values:
+            told = f"{settings.linger:g} s is longer than max_linger, {settings.max_linger:g} s"
+            problems.append(f"{PREFIX}LINGER: {told}")
+        settings = replace(settings, linger=settings.max_linger)
     return settings, problems
 
 

@@ -206,6 +206,20 @@ def test_the_first_to_ask_may_leave_while_a_second_follows(
     assert upstream.exchanges.empty()
 
 
+def test_the_run_lingers_as_the_most_patient_of_them_asked(
+    relay: Service, upstream: Upstream, key: dict[str, str]
+) -> None:
+    """Who created a run to be followed later finds it, though a stream that does not linger was the first to ask."""
+    upstream.play(*held)
+    with post(relay.port, headers=key, message="Hi") as stream:
+        stream.read_on(lambda body: b"One" in body)
+        created = create(relay.port, key, message="Hi")
+    eventually(lambda: status_of(relay.port, created["status_url"])["viewers"] == 0)
+    upstream.request().release()
+    assert said(rest_of(get(relay.port, created["events_url"])))["token"] == "One two"
+    assert upstream.exchanges.empty()
+
+
 def test_who_asks_again_with_an_event_id_goes_on_from_there(
     relay: Service, upstream: Upstream, key: dict[str, str]
 ) -> None:

@@ -400,3 +400,13 @@ def test_what_is_kept_of_a_run_is_what_is_counted_for_it(steps: Sequence[Step]) 
             await runs.close()
 
     assert 1 / 1.5 < run_ahead(test()) < 1.5
+
+
+def test_a_run_that_does_not_fit_drives_out_no_other() -> None:
+    async def test() -> tuple[bool, str]:
+        runs = new_runs(keep_bytes=3 * RUN_OVERHEAD)
+        small = await over(runs, "small")
+        large = await over(runs, "large" * RUN_OVERHEAD)
+        return runs.find(small.id) is small, refusal(lambda: runs.find(large.id))[0]
+
+    assert run_ahead(test()) == (True, "not_found")

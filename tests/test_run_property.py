@@ -541,6 +541,8 @@ class World:
         """The runs that go on, and those that are kept: for so long, the youngest that fit."""
         kept: list[tuple[float, Run]] = []
         for run, ended in self.runs.over.items():
+            if weight(run) > self.conditions.keep_bytes:
+                continue
             kept = [*(one for one in kept if one[0] > ended), (ended + self.conditions.keep, run)]
             while sum(weight(run) for _, run in kept) > self.conditions.keep_bytes:
                 kept.pop(0)
@@ -617,10 +619,8 @@ class World:
         content = [event for event in run.log.read(0) if not isinstance(event, Terminal)]
         if sum(map(size_of, content)) > self.limits.max_run_bytes:
             causes.append((play.content[-1], "output_limit"))
-        first = recorded = min(at for at, _ in causes)
-        if (first, "run_timeout") in causes:
-            recorded += play.closing  # by the task, when its upstream is closed; who ends it meanwhile comes first
-        return first, {reason for at, reason in causes if at <= recorded}
+        first = min(at for at, _ in causes)
+        return first, {reason for at, reason in causes if at == first}
 
     def _perhaps(self, number: str, due: float) -> list[tuple[float, str]]:
         """Where somebody comes at the very moment at which the linger clock runs out, either may be first."""

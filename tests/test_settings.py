@@ -125,15 +125,19 @@ def test_a_file_sets_fields_and_the_environment_wins_over_it(config: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "linger", "problems"),
     [
-        ({"LINGER": "301"}, "301 s is longer than max_linger, 300 s"),
-        ({"MAX_LINGER": "0"}, "15 s is longer than max_linger, 0 s"),
+        ({"LINGER": "301"}, 300.0, ["SIDESTREAM_LINGER: 301 s is longer than max_linger, 300 s"]),
+        ({"MAX_LINGER": "5"}, 5.0, []),
+        ({"MAX_LINGER": "5", "LINGER": "4"}, 4.0, []),
+        ({"MAX_LINGER": "5", "LINGER": "6"}, 5.0, ["SIDESTREAM_LINGER: 6 s is longer than max_linger, 5 s"]),
     ],
 )
-def test_a_run_lingers_no_longer_by_default_than_it_may_at_most(environ: dict[str, str], told: str) -> None:
-    _, problems = load({f"SIDESTREAM_{name}": value for name, value in environ.items()})
-    assert problems == [f"SIDESTREAM_LINGER: {told}"]
+def test_a_run_lingers_no_longer_by_default_than_it_may_at_most(
+    environ: dict[str, str], linger: float, problems: list[str]
+) -> None:
+    settings, found = load({f"SIDESTREAM_{name}": value for name, value in environ.items()})
+    assert (settings.linger, found) == (linger, problems)
 
 
 BAD = [
@@ -149,7 +153,7 @@ BAD = [
     ("PING_INTERVAL", "-0.1", "Expected `float` >= 0.0"),
     ("PING_INTERVAL", "nan", "Expected `float` >= 0.0"),
     ("LINGER", "0", "Expected `float` > 0.0"),
-    ("MAX_LINGER", "-1", "Expected `float` >= 0.0"),
+    ("MAX_LINGER", "0", "Expected `float` > 0.0"),
     ("KEEP", "nan", "Expected `float` >= 0.0"),
     ("KEEP_BYTES", "-1", "Expected `int` >= 0"),
     ("URL_SECRET", "0123456789abcde", "Expected `str` of length >= 16"),

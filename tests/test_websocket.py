@@ -70,6 +70,14 @@ def test_the_history_is_sent_on(relay: Service, upstream: Upstream) -> None:
     assert upstream.request().body["messages"] == [system, {"role": "user", "content": "Anew."}]
 
 
+def test_a_stop_that_comes_with_its_message_stops_it(socket: ClientConnection) -> None:
+    with socket.protocol_mutex:
+        socket.protocol.send_text(b'{"message": "hi"}')
+        socket.protocol.send_text(b'{"type": "stop"}')
+        socket.send_data()  # both in one write, so that the second is there before the first has begun
+    assert [(name, data.get("reason")) for name, data in rest(socket)] == [("start", None), ("cancelled", "requested")]
+
+
 def test_stop_ends_the_turn_and_the_upstream_and_the_next_turn_works(relay: Service, upstream: Upstream) -> None:
     upstream.play(Head(), chat({"content": "A long"}), HOLD)
     upstream.stream(chat({"content": "Next."}), chat({}, "stop"), b"data: [DONE]\n\n")

@@ -26,7 +26,7 @@ class Links:
     """The URLs of runs, signed with `secret` (without one, with a random one that this process alone knows)."""
 
     def __init__(self, secret: str, keep: float) -> None:
-        key = secret or secrets.token_bytes(32)
+        key = secret.encode("utf-8", "surrogateescape") or secrets.token_bytes(32)
         self._signer = Signer(key, salt="run", key_derivation="hmac", digest_method=hashlib.sha256)
         self._keep = keep
 

@@ -47,7 +47,7 @@ class Conversation:
         self._run: Run | None = None
 
     async def serve(self) -> None:
-        """Accept the socket and serve it until it closes; a turn that is going on is cancelled then."""
+        """Accept the socket and serve it until it closes; a turn that is going on has lost its viewer then."""
         await self._socket.accept()
         turn: asyncio.Task[None] | None = None
         try:
