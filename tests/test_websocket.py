@@ -72,7 +72,7 @@ def test_the_history_is_sent_on(relay: Service, upstream: Upstream) -> None:
 
 def test_a_stop_that_comes_with_its_message_stops_it(socket: ClientConnection) -> None:
     with socket.protocol_mutex:
-        socket.protocol.send_text(b'{"message": "hi"}')
+        socket.protocol.send_text(b'{"message": "hi", "model": "scripted/silent"}')
         socket.protocol.send_text(b'{"type": "stop"}')
         socket.send_data()  # both in one write, so that the second is there before the first has begun
     assert [(name, data.get("reason")) for name, data in rest(socket)] == [("start", None), ("cancelled", "requested")]
