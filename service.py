@@ -76,7 +76,7 @@ class Service:
         if request.method == "POST":
             run = await self._posted(request, provider, linger=0)
         else:
-            run = self._run(decode_query(request.query_params.multi_items()), provider)
+            run = self._new_run(decode_query(request.query_params.multi_items()), provider)
         return self._follow(request, run, None, ndjson=ndjson)
 
     async def create_run(self, request: Request) -> Response:
@@ -114,9 +114,9 @@ class Service:
         """Make the run of a POST, or find that of its Idempotency-Key."""
         key = idempotency_key(request.headers)
         body = await self._body(request)
-        return self._run(decode_body(body), provider, linger=linger, key=key, body=body)
+        return self._new_run(decode_body(body), provider, linger=linger, key=key, body=body)
 
-    def _run(
+    def _new_run(
         self, chat: ChatRequest, provider: str | None = None, *, linger: float = 0, key: str = "", body: bytes = b""
     ) -> Run:
         """Make the run of a request; whoever follows it begins it."""
@@ -149,7 +149,7 @@ class Service:
             check_origin(socket.headers, self.settings.allowed_origins)
             conversation = Conversation(
                 socket,
-                self._run,
+                self._new_run,
                 self.runs.begin,
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
@@ -308,6 +308,8 @@ def main() -> None:
     except SettingsError as exc:
         sys.exit(str(exc))
     print(f"Sidestream   http://{options.host}:{options.port}/")
+    if options.workers > 1:
+        print("workers      each has runs of its own: a client that comes back may meet one that does not know its run")
     print(f"providers    {', '.join(service.providers.names)}")
     print(f"default      {service.providers.default}", flush=True)
     uvicorn.run("service:app", host=options.host, port=options.port, workers=options.workers, reload=options.reload)

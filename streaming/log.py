@@ -21,6 +21,9 @@ from .events import Delta, Event, Terminal, merge
 
 # What an event costs beside its text, measured with sys.getsizeof: the struct, its string's header, the list's slot.
 EVENT_OVERHEAD = 128
+# What a viewer far behind takes in one turn, in bytes as counted above: some 15,000 tokens, or 2 MB of longer deltas.
+# To merge, encode and send it holds up all others for about 10 ms.
+TURN = 2 * 2**20
 
 
 class EventLog:
@@ -53,6 +56,18 @@ class EventLog:
         """Return the events numbered `after + 1` and on; empty if there are none yet."""
         return self._events[after:]
 
+    async def next(self, after: int) -> list[Event]:
+        """Return what follows `after` as soon as there is something: all of it, but what would hold up the others.
+
+        Who is so far behind takes turns with them. Empty once the log is closed and was read to its end.
+        """
+        behind = len(self._events) - after
+        if behind > 1000 and behind > (most := TURN * len(self._events) // self.size):
+            await asyncio.sleep(0)
+            return self._events[after : after + max(most, 1)]
+        await self.wait(after)
+        return self._events[after:]
+
     def ended(self, after: int) -> bool:
         """Tell whether nothing will ever follow the position `after`."""
         return self.closed and after >= len(self._events)
@@ -74,15 +89,11 @@ class EventLog:
 async def follow(log: EventLog, after: int) -> AsyncIterator[list[tuple[int, Event]]]:
     """Yield what follows `after`, numbered and merged, as soon as there is something, until the log is closed.
 
-    All that was appended while the caller was busy comes in one batch: who is slow gets fewer, larger events.
+    What was appended while the caller was busy comes in one batch: who is slow gets fewer, larger events.
     """
-    while not log.ended(after):
-        events = log.read(after)
-        if events:
-            yield merge(events, after)
-            after += len(events)
-        else:
-            await log.wait(after)
+    while events := await log.next(after):
+        yield merge(events, after)
+        after += len(events)
 
 
 def size_of(event: Event) -> int:

@@ -142,9 +142,11 @@ class Run:
             self.viewers -= 1
             self._linger()
 
-    def lingers(self, seconds: float) -> None:
-        """Go on for as long without a viewer, unless it does for longer already."""
+    def linger_for(self, seconds: float) -> None:
+        """Go on for as long without a viewer, or longer where it did already: counted anew from now."""
         self.limits = replace(self.limits, linger=max(seconds, self.limits.linger))
+        with self.viewing():
+            pass
 
     def _linger(self) -> None:
         if self.viewers or self.log.closed or not self.started:

@@ -51,7 +51,7 @@ class Runs:
             if asked != first:
                 text = "This Idempotency-Key stands for another request: its run was asked for with another body."
                 raise RequestError("conflict", text, field="Idempotency-Key")
-            run.lingers(limits.linger)
+            run.linger_for(limits.linger)
             return run
         run = Run(candidate, limits, owner, key)
         if key:

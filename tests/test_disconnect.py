@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from .client import Client, get, post
-from .conftest import Service
+from .conftest import Service, eventually
 from .recorded import DIALECTS, Dialect
+from .resource import status_of
 from .upstream import END, HOLD, PAUSE, Exchange, Head, Repeat, Step, Upstream
 
 pytest_plugins = ["tests.upstream"]
@@ -196,3 +197,13 @@ def test_a_bad_request_never_asks_the_upstream(
         assert client.head()[0] == 400
         client.read()
     asks_once_more(relay, upstream, dialect)
+
+
+@pytest.mark.parametrize("path", ["/chat/stream", "/stream"])
+def test_who_leaves_a_provider_that_is_never_silent_is_noticed(service: Service, path: str) -> None:
+    """A task that has something to send at every turn of the loop must hear of it, too."""
+    with get(service.port, path, message="Hi", model="scripted/flood") as client:
+        run = client.head()[1]["content-location"]
+        client.read_on(lambda body: len(body) > 1000)
+    eventually(lambda: status_of(service.port, run)["state"] != "running")
+    assert status_of(service.port, run)["ending"]["reason"] == "disconnected"

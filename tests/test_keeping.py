@@ -360,6 +360,28 @@ def test_closing_an_idle_service_is_closing() -> None:
     run_ahead(new_runs().close())
 
 
+def test_who_asks_again_under_a_key_starts_the_linger_clock_anew() -> None:
+    """It will come to follow the run, and has as much time for that as who asked first."""
+
+    async def test() -> list[str]:
+        runs, found = new_runs(), []
+        candidate = Candidate("test", REQUEST, partial(load, Plays(1000.0)))
+        limits = replace(LIMITS, linger=3.0)
+        run = runs.create(candidate, limits, key="k")
+        runs.begin(run)
+        await time_passes(2.8)
+        assert runs.create(candidate, limits, key="k") is run
+        for seconds in (2.9, 0.2):
+            await time_passes(seconds)
+            found.append(run.terminal.reason if isinstance(run.terminal, Cancelled) else "")
+        return found
+
+    async def load(provider: Any) -> Any:
+        return provider
+
+    assert run_ahead(test()) == ["", "disconnected"]
+
+
 # What it costs
 
 ENDINGS: dict[str, Sequence[Step]] = {

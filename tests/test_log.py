@@ -262,3 +262,31 @@ def test_viewers_at_different_positions_get_the_same_text(batches: list[list[str
         return tuple(await asyncio.gather(*viewers, text(log)))
 
     assert set(run(test())) == {"".join(part for batch in batches for part in batch)}
+
+
+def test_a_viewer_far_behind_takes_turns_with_the_others() -> None:
+    """It gets the whole of a long answer in a few events, and each time the others come first."""
+
+    async def test() -> tuple[str, int, list[int]]:
+        log, turns, after = EventLog(), 0, []
+        log.append([Token(f"{number} ") for number in range(100_000)])
+        log.append([END])
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.ensure_future(others())
+        text = ""
+        async for batch in follow(log, 0):
+            after.append(turns)
+            text += "".join(event.token for _, event in batch if isinstance(event, Token))
+        other.cancel()
+        return text, len(after), after
+
+    text, batches, turns = run(test())
+    assert text == "".join(f"{number} " for number in range(100_000))
+    assert 5 < batches < 20
+    assert turns[:-1] == sorted(set(turns[:-1]))

@@ -29,6 +29,7 @@ export function stream(request, options) {
 
 /** Follow a run that there is: after a reload of its page, or as one more viewer. */
 export function follow(run, options) {
+  if (!run) throw new TypeError("There is no run to follow.");
   return new Answer({ run: typeof run === "string" ? { id: run } : run }, options);
 }
 
@@ -64,7 +65,7 @@ class Answer {
   #alive;                // keeps Node running while its EventSource waits to reconnect, whose own timer does not
   #abort = () => this.stop(this.#options.signal.reason);
 
-  constructor({ request, run }, options = {}) {
+  constructor(what, options = {}) {
     const { EventSource = globalThis.EventSource, fetch = globalThis.fetch, signal } = options;
     if (!EventSource) throw new TypeError("There is no EventSource here: give one as an option (npm: eventsource).");
     this.#options = { ...options, EventSource, fetch };
@@ -73,7 +74,7 @@ class Answer {
     this.#seen = options.lastEventId;
     this.result = new Promise((resolve, reject) => { this.#settle = { resolve, reject }; });
     this.result.catch(() => {});    // who only iterates is told there
-    this.run = request ? this.#create(request) : Promise.resolve(run);
+    this.run = "request" in what ? this.#create(what.request) : Promise.resolve(what.run);
     this.run.then((run) => { this.#run = run; this.#listen(); }).catch((error) => this.#end(error));
     signal?.addEventListener("abort", this.#abort);
     if (signal?.aborted) this.#abort();
@@ -146,7 +147,8 @@ class Answer {
 
   async #lost(source) {
     this.#connected("lost");
-    if (source.readyState !== CLOSED) return;    // it reconnects by itself
+    if (source.readyState !== CLOSED || source !== this.#source) return;    // it reconnects by itself, or was told of
+    this.#source = undefined;
     try {
       const { state, ending, last_event_id: last } = await this.#ask("GET", this.#urlOf(this.#run));
       if (ending && last === this.#seen) return this.#conclude({ event: state, id: last, data: ending });

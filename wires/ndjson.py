@@ -66,14 +66,14 @@ class LineStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         log, run_id, after = self._run.log, self._run.id.encode(), self._after
         while not log.ended(after):
-            events = log.read(after)
+            events: list[Event] = []
+            with suppress(TimeoutError):  # time for a ping
+                async with asyncio.timeout(self._ping_interval or None):
+                    events = await log.next(after)
             body = b"".join([line(run_id, seq, event) for seq, event in merge(events, after)]) if events else b"\n"
             after += len(events)
             async with asyncio.timeout(self._send_timeout):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-            with suppress(TimeoutError):  # time for a ping
-                async with asyncio.timeout(self._ping_interval or None):
-                    await log.wait(after)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

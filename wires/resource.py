@@ -71,7 +71,7 @@ def json_response(value: dict[str, Any], status_code: int = 200, **headers: str)
 
 def path_of(scope: Mapping[str, Any], run: Run) -> str:
     """Return the path of a run as the caller of this service knows it."""
-    return f"{scope.get('root_path', '')}/runs/{run.id}"
+    return f"{scope.get('root_path', '').rstrip('/')}/runs/{run.id}"
 
 
 def status(run: Run) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from streaming.events import Event
@@ -77,6 +78,8 @@ class EventStream(EventSourceResponse):
                 self._clock.cancel()
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        if not self.active:  # a task that always has something ready is never reached by anyio's cancellation
+            raise ClientDisconnect
         self._sending_since = self._sending_since or self._now()  # a ping may wait behind an event
         await send(message)
         self._sending_since = None
