@@ -346,6 +346,7 @@ class World:
         self.stops: list[tuple[float, str]] = []
         self.drained = NEVER
         self.keys: dict[str, tuple[str, bytes]] = {}
+        self.asked: list[tuple[str, float]] = []  # under a key, and when: the linger clock begins anew
         self.answers: list[tuple[int, set[int]]] = []
 
     # What a step does
@@ -470,6 +471,7 @@ class World:
             where = connection.exchange.headers["location" if by == "/runs" else "content-location"]
             assert where == f"/runs/{self.run(number).id}"
             self.keys[key] = (number, body)
+            self.asked.append((number, now()))
             if by != "/runs":
                 self.readers.append(Reader(number, connection))
 
@@ -631,11 +633,12 @@ class World:
     def _gaps(self, number: str) -> Iterator[tuple[float, float]]:
         """From when to when nobody viewed a run."""
         alone = self.runs.begun[number][0]
-        viewers = [one for one in self.connections if one.number == number and one.is_viewer]
-        for place, one in enumerate(sorted(viewers, key=lambda one: one.since)):
-            if one.since > alone or (place and one.since == alone):
-                yield alone, one.since
-            alone = max(alone, one.until)
+        viewers = [(one.since, one.until) for one in self.connections if one.number == number and one.is_viewer]
+        moments = [(at, at) for asked, at in self.asked if asked == number]
+        for place, (since, until) in enumerate(sorted(viewers + moments)):
+            if since > alone or (place and since == alone):
+                yield alone, since
+            alone = max(alone, until)
         yield alone, NEVER
 
     # How it ends
