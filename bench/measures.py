@@ -42,7 +42,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Crowd:
-    """Viewers of one run: so many that read, and so many that never do."""
+    """Viewers of one run: so many that read, and so many that read as well or, in turn, never do."""
 
     readers: int
     stalled: int
@@ -181,19 +181,22 @@ def wide(load: Path, relay: Running, wire: str, streams: int) -> Numbers:
 
 
 def crowd(load: Path, relay: Running, wire: str, crowd: Crowd) -> Numbers:
-    """One run, many viewers, some of whom take nothing: what a delivered token costs, how late it comes, the memory.
+    """One run, many viewers: what a delivered token costs, how late it comes, the memory.
 
-    First without those who take nothing, then with them, then as many of them on an answer that fills every buffer.
+    First all of them read, then some take nothing, then these do so on an answer that fills every buffer.
     """
     pace = f"n{crowd.tokens}-i{crowd.interval_ms}-f2000"
     found: Numbers = {}
-    for name, stalled in (("alone", 0), ("crowd", crowd.stalled)):
+    for name, readers, stalled in (
+        ("all", crowd.readers + crowd.stalled, 0),
+        ("some", crowd.readers, crowd.stalled),
+    ):
         before = relay.process.rss_bytes()
         port, path = relay.port, new_run(relay, f"{wire}/{pace}")
         with stalled_viewers(port, path, stalled):
-            counts = follow_run(load, relay, path, crowd.tokens, crowd.readers)
+            counts = follow_run(load, relay, path, crowd.tokens, readers)
             if not stalled:
-                found["viewer_kb"] = (relay.process.rss_bytes() - before) / 1024 / crowd.readers
+                found["viewer_kb"] = (relay.process.rss_bytes() - before) / 1024 / readers
         found[f"{name}_cpu_us"] = counts["steady"]["cpu_us"] / counts["steady"]["tokens"]
         found[f"{name}_age_p99_ms"] = counts["age_us"]["p99"] / 1e3
     return found | {"stalled_kb": stalled_kb(load, relay, wire, crowd.stalled)}
