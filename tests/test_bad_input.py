@@ -4,13 +4,14 @@ They arrive as clients, browsers and the curious send them; none may start a run
 """
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from .client import Client, Event, get, post, text
 from .conftest import Service, Start
+from .resource import Answer, answer
 
 JSON = {"Content-Type": "application/json"}
 TITLES = {
@@ -20,18 +21,6 @@ TITLES = {
     413: "Request Entity Too Large",
     415: "Unsupported Media Type",
 }
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-def answer(client: Client) -> Answer:
-    with client:
-        body = client.read()
-        return Answer(*client.head(), body)
 
 
 def told(client: Client) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The id a client comes back with: which run it finds, what it is told where it finds none. It never starts one."""
 
 import json
+import os
 import select
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,7 @@ def test_a_run_cut_off_by_a_fault_tells_it_to_who_comes_back(service: Service, w
 
 SLOW_TO_LEAVE = """
 import asyncio
+import os
 from pathlib import Path
 from streaming.events import Token
 
@@ -208,15 +210,19 @@ class Slow:
             yield [Token("Here")]
             await asyncio.Event().wait()
         finally:
+            gate, opened = os.open(self.folder / "gate", os.O_RDONLY | os.O_NONBLOCK), asyncio.Event()
+            asyncio.get_running_loop().add_reader(gate, opened.set)
             (self.folder / "leaving").touch()
-            while not (self.folder / "gate").exists():
-                await asyncio.sleep(0.005)
+            await opened.wait()
+            asyncio.get_running_loop().remove_reader(gate)
+            os.close(gate)
 """
 
 
 def test_who_comes_back_while_a_run_is_being_stopped_gets_its_ending(start_service: Start, tmp_path: Path) -> None:
     """Between the moment it is told to end and the moment its upstream is closed."""
     (tmp_path / "slow_to_leave.py").write_text(SLOW_TO_LEAVE)
+    os.mkfifo(tmp_path / "gate")
     table = {"slow": {"use": "slow_to_leave:Slow", "models": ["x"], "options": {"folder": str(tmp_path)}}}
     service = start_service(PYTHONPATH=str(tmp_path), SIDESTREAM_PROVIDERS=json.dumps(table))
     created = create(service.port, message="Hi", model="slow/x")
@@ -228,7 +234,7 @@ def test_who_comes_back_while_a_run_is_being_stopped_gets_its_ending(start_servi
         back = [resume(service.port, created["events_url"], last, headers=wire) for wire in WIRES.values()]
         assert {client.head()[0] for client in back} == {200}
         assert select.select([client.socket for client in stopping], [], [], 0)[0] == [], "not before it is closed"
-        (tmp_path / "gate").touch()
+        (tmp_path / "gate").write_text("open")
         for client in [*back, viewer]:
             ending = rest_of(client)[-1]
             assert (ending.name, ending.data["reason"]) == ("cancelled", "requested")

@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Message
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from .asgi import make_app, run, service_of
 from .client import DEADLINE
@@ -148,8 +149,7 @@ def test_a_failed_turn_is_forgotten(socket: ClientConnection) -> None:
 
 def test_another_sites_page_cannot_open_one(service: Service) -> None:
     with pytest.raises(InvalidStatus) as refused:
-        # its own type for an origin is a str by another name
-        connect(f"ws://127.0.0.1:{service.port}/ws/chat", origin="https://evil.example", proxy=None)  # type: ignore[arg-type]
+        connect(f"ws://127.0.0.1:{service.port}/ws/chat", origin=Origin("https://evil.example"), proxy=None)
     assert refused.value.response.status_code == 403
     assert json.loads(refused.value.response.body)["code"] == "forbidden"
 
