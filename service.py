@@ -42,7 +42,7 @@ from wires.origin import check_origin
 from wires.problem import PROBLEMS, Problems, problem
 from wires.resource import Links, digest, idempotency_key, json_response, path_of, status
 from wires.sse import EventStream
-from wires.websocket import Conversation
+from wires.websocket import Conversation, lost_at
 
 WEB = Path(__file__).parent / "web"
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".ts": "text/plain"}
@@ -65,11 +65,14 @@ class Service:
         )
         self.started = int(time.time())
 
-    async def chat(self, request: Request, *, ndjson: bool = False) -> Response:
-        """Run and follow in one request, by POST or (for an EventSource) by GET; with an event id, follow only."""
-        provider = request.path_params.get("name")
-        if provider is not None and provider not in self.providers.names:
-            raise RequestError("unknown_model", f"There is no provider {provider[:100]!r}.", field="model")
+    async def chat(self, request: Request, *, name: str | None = None, ndjson: bool = False) -> Response:
+        """Run and follow in one request, by POST or (for an EventSource) by GET; with an event id, follow only.
+
+        `name` is of a provider, a graph or a chain.
+        """
+        provider = request.path_params.get("name", name)
+        if provider is not None:
+            self.providers.check(provider)
         check_origin(request.headers, self.settings.allowed_origins)
         if seen := last_event_id(request.headers, request.query_params):
             return self._follow(request, self.runs.find(seen.run), seen, ndjson=ndjson)
@@ -121,7 +124,8 @@ class Service:
     ) -> Run:
         """Make the run of a request; whoever follows it begins it."""
         model = self.providers.resolve(chat.model, provider)
-        candidate = Candidate(model.provider, chat.to_run(model.model), partial(self.providers.load, model.provider))
+        asked = self.providers.prepare(model.provider, chat.to_run(model.model))
+        candidate = Candidate(model.provider, asked, partial(self.providers.load, model.provider))
         limits = chat.limits(self.longest, linger)
         return self.runs.create(candidate, limits, key=key, asked=digest(str(model), body))
 
@@ -147,12 +151,14 @@ class Service:
         """Many turns over one socket."""
         try:
             check_origin(socket.headers, self.settings.allowed_origins)
+            seen = lost_at(socket.query_params)
             conversation = Conversation(
                 socket,
                 self._new_run,
                 self.runs.begin,
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
+                lost=(self.runs.find(seen.run), seen) if seen else None,
             )
         except Fault as fault:
             await socket.send_denial_response(problem(fault))
@@ -246,7 +252,7 @@ def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
         Route("/v1/models", service.models),
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),
-        Route("/stream", partial(chat, ndjson=True), methods=get_and_post),
+        Route("/stream", partial(chat, name=service.providers.graph, ndjson=True), methods=get_and_post),
         Route("/runs", service.create_run, methods=["POST"]),
         Route("/runs/{run_id}", service.run, methods=["GET", "DELETE"]),
         Route("/runs/{run_id}/events", service.events),
@@ -272,7 +278,7 @@ def create_service(environ: Mapping[str, str]) -> Service:
     """Read the settings and find the providers. Raises SettingsError with every bad value of both."""
     settings, problems = load(environ)
     try:
-        providers = Providers(settings.providers, environ, settings.model)
+        providers = Providers(settings.tables, environ, settings.model, settings.threads)
     except SettingsError as exc:
         raise SettingsError(*problems, *exc.problems) from exc
     if problems:

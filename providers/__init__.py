@@ -4,6 +4,7 @@ A provider is made from its settings and the shared way to HTTP upstreams, and i
 file and streaming.events, streaming.errors, streaming.request. They are found by name in registry.py.
 """
 
+import importlib
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -12,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from streaming.errors import UpstreamError
+from streaming.errors import SettingsError, UpstreamError
 from streaming.events import Event, Finish, Usage
 from streaming.request import ProviderSettings
 
@@ -40,6 +41,15 @@ def arguments(text: str) -> tuple[Any, bool]:
         return msgspec.json.decode(text) if text else {}, True
     except (msgspec.DecodeError, RecursionError):
         return text, False
+
+
+def load_target(target: str) -> Any:
+    """Import what `module:attr` names. Raises SettingsError that says why it cannot be had."""
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as exc:  # whatever a module does on import
+        raise SettingsError(f"cannot import {target}: {type(exc).__name__}: {exc}") from exc
 
 
 class Upstream(Protocol):

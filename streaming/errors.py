@@ -60,6 +60,7 @@ class UpstreamError(Fault):
         "upstream_invalid": (502, True),
         "content_filtered": (502, False),
         "context_length": (502, False),
+        "graph_failed": (502, False),
     }
 
 

@@ -64,11 +64,14 @@ class Delta(Event, frozen=True):
 
 
 class Start(Event, frozen=True):
+    """Opens a run. `thread_id` names the thread of a graph that keeps one: the next request may go on with it."""
+
     name = "start"
     run: str
     provider: str
     model: str
     created: int
+    thread_id: str | UnsetType = UNSET
 
 
 class Token(Delta, frozen=True):
@@ -155,6 +158,66 @@ class ToolResult(Event, frozen=True):
     content: Any
     node: str | UnsetType = UNSET
     ns: tuple[str, ...] | UnsetType = UNSET
+
+
+class GraphEvent(Event, frozen=True):
+    """What a graph or a chain tells of itself, in its own words: `data` is plain JSON.
+
+    `ns` is the path of subgraphs it comes from, each `<node>:<task id>`; empty for the graph itself.
+    """
+
+    ns: tuple[str, ...]
+    data: Any
+
+
+class Values(GraphEvent, frozen=True):
+    """The whole state after a step; of a chain, its output so far."""
+
+    name = "values"
+
+
+class Updates(GraphEvent, frozen=True):
+    """What nodes have changed, by node; of a chain, what its output has grown by."""
+
+    name = "updates"
+
+
+class Custom(GraphEvent, frozen=True):
+    """What a node wrote to its stream."""
+
+    name = "custom"
+
+
+class Tasks(GraphEvent, frozen=True):
+    """A node begins (`input`), or has ended (`result`, `error`, `interrupts`); both name it and share an `id`."""
+
+    name = "tasks"
+
+
+class Checkpoints(GraphEvent, frozen=True):
+    """A checkpoint was made."""
+
+    name = "checkpoints"
+
+
+class Debug(GraphEvent, frozen=True):
+    """A step in all detail."""
+
+    name = "debug"
+
+
+class Events(GraphEvent, frozen=True):
+    """One event of `astream_events`: a chain, model, tool or retriever begins, streams or ends."""
+
+    name = "events"
+
+
+class Interrupt(Event, frozen=True):
+    """A graph waits for a person: it goes on with a request of the same `thread_id` that has a `resume`."""
+
+    name = "interrupt"
+    id: str
+    value: Any
 
 
 class Terminal(Event, frozen=True):

@@ -6,7 +6,8 @@ Messages are in the field's common form (that of OpenAI's chat completions); eac
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import UNSET, Meta, Struct
 
 from .events import Event, Finish, Usage
 
@@ -110,8 +111,58 @@ class Sampling(Struct, frozen=True, kw_only=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
-class RunRequest(Sampling, frozen=True, kw_only=True):
-    """A request to a provider. `model` is the upstream's own name of it; `system` precedes the messages."""
+StreamMode = Literal["values", "updates", "messages", "custom", "tasks", "checkpoints", "debug"]
+Names = Annotated[list[str], Meta(max_length=1000)]
+
+
+class RunnableConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """LangChain's `config`, as far as a request may say it. `configurable` are the runnable's own settings."""
+
+    configurable: dict[str, Any] = {}
+    tags: Names = []
+    metadata: dict[str, Any] = {}
+    run_name: str | None = None
+    recursion_limit: Annotated[int, Meta(ge=1)] | None = None
+    max_concurrency: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Options(Sampling, frozen=True, kw_only=True):
+    """All of a request but the conversation: how a model generates, and what only a chain or graph understands.
+
+    `input` is the runnable's own, in place of messages; None lets a graph's thread go on from its last checkpoint.
+    `resume` answers an interrupt of the thread.
+    """
+
+    input: Any = UNSET
+    resume: Any = UNSET
+    thread_id: Annotated[str, Meta(min_length=1, max_length=1000)] | None = None
+    stream_mode: StreamMode | Annotated[list[StreamMode], Meta(min_length=1)] | None = None
+    config: RunnableConfig | None = None
+    context: dict[str, Any] | None = None
+    events: bool = False
+    include_names: Names | None = None
+    include_types: Names | None = None
+    include_tags: Names | None = None
+
+    def given(self, names: Sequence[str]) -> list[str]:
+        """Return those of `names` that the request says something about."""
+        return [name for name in names if getattr(self, name) is not getattr(_NOTHING, name)]
+
+    @property
+    def has_own_input(self) -> bool:
+        return self.input is not UNSET or self.resume is not UNSET
+
+
+_NOTHING = Options()
+FOR_MODELS = Sampling.__struct_fields__
+FOR_RUNNABLES = tuple(name for name in Options.__struct_fields__ if name not in FOR_MODELS)
+
+
+class RunRequest(Options, frozen=True, kw_only=True):
+    """A request to a provider. `model` is the upstream's own name of it; `system` precedes the messages.
+
+    Without messages it has an `input` or a `resume`.
+    """
 
     model: str
     messages: list[Message]
@@ -120,7 +171,9 @@ class RunRequest(Sampling, frozen=True, kw_only=True):
     @property
     def characters(self) -> int:
         """Characters of text in the prompt: what an estimate of its tokens is made from."""
-        return len(self.system or "") + sum(map(_characters, self.messages))
+        own = self.resume if self.input is UNSET else self.input
+        told = 0 if own in (UNSET, None) else len(own if isinstance(own, str) else msgspec.json.encode(own))
+        return told + len(self.system or "") + sum(map(_characters, self.messages))
 
 
 def _characters(message: Message) -> int:
@@ -153,6 +206,9 @@ class Provider(Protocol):
     `stream` yields what has arrived, in batches: events, `Usage` whenever the upstream reports it (the last one
     counts), and at last one `Finish`. To return without it says that the answer broke off. Faults are raised as
     streaming.errors; cancellation closes the upstream's connection and is let through.
+
+    One that is made before it is asked for may have a `prepare(request)`, called before a run begins: it returns the
+    request, filled up where need be, or raises RequestError.
     """
 
     def stream(self, request: RunRequest, /) -> AsyncGenerator[Sequence[Event | Usage | Finish]]: ...

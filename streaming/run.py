@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from .errors import Fault, ServiceError, UpstreamError
@@ -106,7 +106,7 @@ class Run:
         self._on_end = on_end
         self._now = loop.time
         self._began = self._last_content = self._now()
-        self.log.append([Start(run=self.id, provider=self.provider, model=self.model, created=int(self.created))])
+        self.log.append([self._start(self._candidate.request.thread_id)])
         self._clock = loop.call_later(self.limits.first_token_timeout, self._check_silence)
         self._deadline = asyncio.timeout(self.limits.run_timeout)
         self._task = loop.create_task(self._generate(self._candidate), name=f"run {self.id}")
@@ -114,6 +114,9 @@ class Run:
         if self._ending is not None:
             self._task.cancel()
         self._linger()
+
+    def _start(self, thread_id: str | None) -> Start:
+        return Start(self.id, self.provider, self.model, int(self.created), UNSET if thread_id is None else thread_id)
 
     @property
     def started(self) -> bool:

@@ -1,8 +1,8 @@
 """The settings: `SIDESTREAM_<NAME>` in the environment, else `<name>` in a TOML file, else the default below.
 
 The file is named by SIDESTREAM_CONFIG. Every field is checked before anything starts, so that every bad value can be
-named in one message. Lists are comma-separated in the environment, tables are JSON. Vendors' own variables (API keys,
-base URLs) belong to the providers that read them.
+named in one message. Lists are comma-separated in the environment, tables are JSON, graphs and chains also
+`name=module:attr,...`. Vendors' own variables (API keys, base URLs) belong to the providers that read them.
 """
 
 import tomllib
@@ -19,7 +19,10 @@ from .request import WEEK, ProviderSettings, Seconds
 PREFIX = "SIDESTREAM_"
 Bytes = Annotated[int, Meta(gt=0)]
 Origin = Annotated[str, Meta(pattern=r"^https?://[^/?#\s*]+$")]
+Target = Annotated[str, Meta(pattern=r"^[\w.]+:\w+$")]
 Doc = Meta
+# The same by another name, in the environment.
+SPELLINGS = {"graphs": "langgraph", "chains": "langchain"}
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -66,6 +69,24 @@ class Settings(Struct, frozen=True, kw_only=True):
     providers: Annotated[
         dict[str, ProviderSettings], Doc(description="more providers, or other models for the built-in ones")
     ] = field(default_factory=dict)
+    langgraph: Annotated[
+        dict[str, Target], Doc(description='graphs by name, `agent = "my_app.graph:graph"`; also `SIDESTREAM_GRAPHS`')
+    ] = field(default_factory=dict)
+    langchain: Annotated[
+        dict[str, Target], Doc(description="chains by name, as graphs are; also `SIDESTREAM_CHAINS`")
+    ] = field(default_factory=dict)
+    threads: Annotated[
+        int, Meta(ge=1, le=1000), Doc(description="threads for what is synchronous in chains and graphs")
+    ] = 32
+
+    @property
+    def tables(self) -> dict[str, ProviderSettings]:
+        """The providers' tables; those of graphs and chains hold where each is, by name."""
+        tables = dict(self.providers)
+        for kind, targets in (("langgraph", self.langgraph), ("langchain", self.langchain)):
+            if targets:
+                tables[kind] = replace(tables.get(kind, ProviderSettings()), options=targets)
+        return tables
 
 
 def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
@@ -91,13 +112,27 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
 
 
 def _convert(raw: Any, spec: FieldInfo) -> Any:
-    if isinstance(raw, str) and spec.name == "allowed_origins":
-        raw = [origin for part in raw.split(",") if (origin := part.strip())]
-    elif isinstance(raw, str) and spec.name == "providers":
-        raw = msgspec.json.decode(raw)
-    if isinstance(raw, dict):
+    if isinstance(raw, str):
+        raw = _parsed(raw, spec.name)
+    if isinstance(raw, dict) and spec.name == "providers":
         return {name: _named(name, table) for name, table in raw.items()}
     return msgspec.convert(raw, spec.type, strict=False)
+
+
+def _parsed(text: str, name: str) -> Any:
+    """Read what the environment holds as text, where it stands for a list or a table."""
+    if name == "allowed_origins":
+        return [origin for part in text.split(",") if (origin := part.strip())]
+    if name in SPELLINGS.values() and not text.startswith("{"):
+        return dict(_pair(part) for part in text.split(",") if part.strip())
+    return msgspec.json.decode(text) if name in ("providers", *SPELLINGS.values()) else text
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, target = text.partition("=")
+    if not equals:
+        raise msgspec.ValidationError(f"Expected `name=module:attr`, got `{text.strip()}`")
+    return name.strip(), target.strip()
 
 
 def _named(name: str, table: Any) -> ProviderSettings:
@@ -109,7 +144,7 @@ def _named(name: str, table: Any) -> ProviderSettings:
 
 def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
     return [
-        (key, key.removeprefix(PREFIX).lower(), value)
+        (key, SPELLINGS.get(name := key.removeprefix(PREFIX).lower(), name), value)
         for key, value in sorted(environ.items())
         if key.startswith(PREFIX) and key != PREFIX + "CONFIG" and value != ""
     ]

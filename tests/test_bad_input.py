@@ -232,7 +232,7 @@ def test_bytes_that_are_no_text_in_a_message_are_marked_and_served(service: Serv
 @pytest.mark.parametrize("path", ["/nobody/stream", "/v1/stream", "/%0a/stream"])
 def test_a_path_of_an_unknown_provider_is_told_so(service: Service, path: str) -> None:
     name = {"/nobody/stream": "'nobody'", "/v1/stream": "'v1'", "/%0a/stream": "'\\n'"}[path]
-    expected = problem(404, "unknown_model", f"There is no provider {name}.", "model")
+    expected = problem(404, "unknown_model", f"There is no provider {name}. Ready: local, scripted.", "model")
     assert told(post(service.port, path, message="Hi")) == expected
     assert told(get(service.port, path, message="Hi")) == expected
 

@@ -18,12 +18,21 @@ ALLOWED = {
     "wires": ("streaming",),
     "providers": ("streaming.events", "streaming.errors", "streaming.request"),
 }
+# What providers share, beside the package itself; not providers.
+SHARED = {
+    "providers.langchain_messages",
+    "providers.plain",
+    "providers.runnables",
+    "providers.worker",
+}
 # Who owns a dependency: nobody else imports it.
 OWNERS = {
     "aiohttp": {"providers.http"},
     "anthropic": {"providers.anthropic"},
     "httpx2": {"providers.http"},
     "itsdangerous": {"wires.resource"},
+    "langchain_core": {"providers.langchain", "providers.langchain_messages", "providers.runnables"},
+    "langgraph": {"providers.langgraph"},
     "openai": {"providers.openai", "providers.openai_responses"},
     "sse_starlette": {"wires.sse"},
     "uvicorn": {"service"},
@@ -103,9 +112,10 @@ def test_arrows_point_the_right_way(package: str) -> None:
 
 
 def test_a_provider_imports_no_other_provider() -> None:
-    """They share the `providers` package itself, and are found by name (registry.py), not imported."""
+    """They share the `providers` package itself and a few modules; registry.py finds them by name."""
     among = [one for one in OURS if one.package == "providers" and one.top == "providers"]
-    assert wrong([one for one in among if one.target != "providers"]) == []
+    assert wrong([one for one in among if one.target not in {"providers", *SHARED}]) == []
+    assert {one.target for one in among} == {"providers", *SHARED}
 
 
 def test_service_is_imported_by_nobody() -> None:
@@ -137,7 +147,7 @@ def test_the_service_imports_no_sdk_with_it() -> None:
     while new:
         reached |= new
         new = {one.target for one in OURS if one.importer in new} - reached
-    sdks = {"openai", "anthropic", "aiohttp", "httpx2", "xllamacpp"}
+    sdks = {"openai", "anthropic", "aiohttp", "httpx2", "xllamacpp", "langchain_core", "langgraph"}
     assert wrong([one for one in IMPORTS if one.importer in reached and one.top in sdks]) == []
 
 

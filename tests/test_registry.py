@@ -132,7 +132,11 @@ def test_a_key_named_by_a_variable_that_is_not_set_is_a_problem(environ: dict[st
 @pytest.mark.parametrize(
     ("use", "problem"),
     [
-        ("nothing", "`use` must be one of openai, openai_responses, anthropic, local, scripted, or module:attr"),
+        (
+            "nothing",
+            "`use` must be one of openai, openai_responses, anthropic, local, langgraph, langchain, scripted, "
+            "or module:attr",
+        ),
         ("no_such_module:X", "cannot import no_such_module:X: ModuleNotFoundError: No module named 'no_such_module'"),
         (
             "tests.test_registry:Nothing",

@@ -34,6 +34,9 @@ DEFAULTS: dict[str, Any] = {
     "retry_ms": 3000,
     "allowed_origins": [],
     "providers": {},
+    "langgraph": {},
+    "langchain": {},
+    "threads": 32,
 }
 
 
@@ -234,7 +237,8 @@ def test_bad_settings_and_bad_providers_come_in_one_message() -> None:
     assert str(raised.value) == (
         "Bad settings:\n"
         "  SIDESTREAM_RETRY_MS: Expected `int`, got `str`\n"
-        "  providers.mine: `use` must be one of openai, openai_responses, anthropic, local, scripted, or module:attr\n"
+        "  providers.mine: `use` must be one of openai, openai_responses, anthropic, local, langgraph, langchain, "
+        "scripted, or module:attr\n"
         "  model: There is no provider 'nobody'. Ready: scripted."
     )
 

@@ -6,22 +6,24 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 from msgspec.structs import replace
 
 from streaming.errors import RequestError
 from streaming.events import Event
-from streaming.request import Message, RunRequest, Sampling, Seconds
+from streaming.request import Message, Options, RunRequest, Seconds
 from streaming.run import Limits
 
 from .event_id import PARAMETERS
 
-_JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options"}
+_JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options", "config", "context"}
 _PERHAPS_JSON = {"stop", "tool_choice"}
+_JSON_OR_TEXT = {"input", "resume"}
+_LISTS = {"stream_mode", "include_names", "include_types", "include_tags"}
 
 
-class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a client sends. One of `message`, `question` (the same by another name) and `messages`."""
+class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client sends. One of `message`, `question` (the same by another name), `messages`, `input`, `resume`."""
 
     message: str | None = None
     question: str | None = None
@@ -36,9 +38,9 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def to_run(self, model: str) -> RunRequest:
         """Return the request to a provider. Raises RequestError where the conversation is none."""
-        sampling = {name: getattr(self, name) for name in Sampling.__struct_fields__}
+        options = {name: getattr(self, name) for name in Options.__struct_fields__}
         system = _either("system", self.system, "system_prompt", self.system_prompt)
-        return RunRequest(model=model, messages=self.conversation(), system=system, **sampling)
+        return RunRequest(model=model, messages=self.conversation(), system=system, **options)
 
     def limits(self, longest: Limits, linger: float) -> Limits:
         """Return the limits of this request: what it asks for, up to `longest`; `linger` where it does not say."""
@@ -55,8 +57,25 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return replace(longest, **own)
 
     def conversation(self) -> list[Message]:
-        """Return the messages. Raises RequestError where there is none, or one that says nothing."""
+        """Return the messages; none where there is an input of the runnable's own.
+
+        Raises RequestError where there is nothing else either, or a message that says nothing.
+        """
         message = _either("message", self.message, "question", self.question)
+        if self.has_own_input:
+            said = (
+                message,
+                self.messages,
+                self.system,
+                self.system_prompt,
+                None if self.resume is UNSET else self.input,
+            )
+            _check(
+                all(one in (None, UNSET) for one in said),
+                "input",
+                "`input` or `resume` stands alone, without messages.",
+            )
+            return []
         if (message is None) == (self.messages is None):
             which = "either `message` or `messages`, not both" if message is not None else "`message` or `messages`"
             raise RequestError("invalid_request", f"Send {which}.", field="message")
@@ -107,15 +126,25 @@ def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
             continue
         if name in fields:
             raise RequestError("invalid_request", f"`{name}` is given twice.", field=name)
-        is_json = name in _JSON_PARAMETERS or (name in _PERHAPS_JSON and value.startswith(("[", "{")))
-        try:
-            fields[name] = msgspec.json.decode(value) if is_json else value
-        except (msgspec.DecodeError, RecursionError):
-            raise RequestError("invalid_request", f"`{name}` is not valid JSON.", field=name) from None
+        fields[name] = _parameter(name, value)
     try:
         return msgspec.convert(fields, ChatRequest, strict=False)
     except msgspec.ValidationError as exc:
         raise _invalid(str(exc)) from None
+
+
+def _parameter(name: str, value: str) -> Any:
+    if name in _LISTS:
+        return value.split(",")
+    may_be_text = name in _JSON_OR_TEXT
+    if not (may_be_text or name in _JSON_PARAMETERS or (name in _PERHAPS_JSON and value.startswith(("[", "{")))):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        if may_be_text:
+            return value
+        raise RequestError("invalid_request", f"`{name}` is not valid JSON.", field=name) from None
 
 
 def _invalid(text: str) -> RequestError:

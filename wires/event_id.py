@@ -29,11 +29,14 @@ def last_event_id(headers: Mapping[str, str], query: Mapping[str, str]) -> Event
     An empty one says nothing: an EventSource that has seen no id has an empty one (WHATWG HTML, 9.2.2).
     """
     said = next(filter(None, [headers.get("last-event-id"), *map(query.get, PARAMETERS)]), None)
-    if said is None:
-        return None
-    found = _ID.fullmatch(said)
+    return None if said is None else event_id(said, "last_event_id")
+
+
+def event_id(text: str, field: str) -> EventId:
+    """Parse an event id. Raises RequestError about `field` where it is none."""
+    found = _ID.fullmatch(text)
     if not found:
-        raise RequestError("invalid_request", "That is no event id of ours.", field="last_event_id")
+        raise RequestError("invalid_request", "That is no event id of ours.", field=field)
     return EventId(found[1], int(found[2]))
 
 

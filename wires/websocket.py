@@ -1,30 +1,53 @@
 """WebSocket: many turns over one socket. Frames out are `{"event", "id", "data"}`, one event each.
 
 In comes text: an object is a request (the native one) or `{"type": "stop"}`, anything else is the user's message. The
-conversation is kept and sent on with each message, and dies with the socket; `messages` replaces it. One turn at a
-time: what is asked during one is refused with an `error` that ends nothing and has no id. uvicorn sends the pings.
+conversation is kept and sent on with each message, and dies with the socket; `messages` replaces it. With a
+`thread_id` none is kept: the graph's thread is the memory. One turn at a time: what is asked during one is refused with
+an `error` that ends nothing and has no id. `?resume=<event id>` goes on with the turn of a socket that was lost.
+uvicorn sends the pings.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 from starlette.websockets import WebSocket
 
 from streaming.errors import Fault, RequestError
-from streaming.events import Cancelled, Done, Token
+from streaming.events import Cancelled, Done, Terminal, Token
 from streaming.log import follow
 from streaming.request import Message
 from streaming.run import Run
 
 from .chat import ChatRequest, decode_body, decode_query, json_line
+from .event_id import EventId, event_id, position
 from .ndjson import line
 from .transport import let_go
 
+RESUME = "resume"
+_BLANK = ChatRequest()
+
+
+class _Turn(NamedTuple):
+    """A run, the place in its log after which the client goes on, and the conversation that it answers, to be kept."""
+
+    run: Run
+    after: int
+    conversation: list[Message] | None
+
+
+def lost_at(query: Mapping[str, str]) -> EventId | None:
+    """Return the event that the client saw last on a socket it lost. Raises RequestError where that is no event id."""
+    return event_id(query[RESUME], RESUME) if query.get(RESUME) else None
+
 
 class Conversation:
-    """One socket: the turns so far and the one that is going on. `new_run` makes the run of a request, not started."""
+    """One socket: the turns so far and the one that is going on. `new_run` makes the run of a request, not started.
+
+    `lost` is the run of the turn to go on with, and what the client has seen of it.
+    """
 
     def __init__(
         self,
@@ -34,81 +57,111 @@ class Conversation:
         *,
         send_timeout: float,
         max_bytes: int,
+        lost: tuple[Run, EventId] | None = None,
     ) -> None:
         self._socket = socket
         self._new_run = new_run
         self._start = start
         self._send_timeout = send_timeout
         self._max_bytes = max_bytes
-        self._defaults = decode_query(socket.query_params.multi_items())
-        if self._defaults.message or self._defaults.question or self._defaults.messages:
+        self._defaults = decode_query([pair for pair in socket.query_params.multi_items() if pair[0] != RESUME])
+        if self._defaults.given(("input",)) or any(map(self._default, ("message", "question", "messages"))):
             raise RequestError("invalid_request", "Send messages as frames, not as parameters.", field="message")
         self._history: list[Message] = []
-        self._run: Run | None = None
+        self._turn = _Turn(lost[0], position(*lost), None) if lost else None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _default(self, name: str) -> object:
+        return getattr(self._defaults, name)
 
     async def serve(self) -> None:
         """Accept the socket and serve it until it closes; a turn that is going on has lost its viewer then."""
         await self._socket.accept()
-        turn: asyncio.Task[None] | None = None
+        if self._turn:
+            self._play_next(self._turn)
         try:
             while (frame := await self._socket.receive())["type"] == "websocket.receive":
                 try:
-                    if asked := self._take(frame.get("text")):
-                        turn = asyncio.create_task(self._turn(*asked))
+                    if turn := self._take(frame.get("text")):
+                        self._play_next(turn)
                 except Fault as fault:
                     await self._refuse(fault)
         finally:
-            if turn:
-                turn.cancel()
-                await asyncio.wait((turn,))
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
-    def _take(self, text: str | None) -> tuple[Run, list[Message]] | None:
-        """Take a frame: stop the turn, or return the run of a new one and the conversation it answers."""
+    def _take(self, text: str | None) -> _Turn | None:
+        """Take a frame: stop the turn, or make the next one."""
         if text is not None and len(text) > self._max_bytes:
             raise RequestError("too_large", f"The frame is larger than {self._max_bytes} bytes.")
         if text is None:
             raise RequestError("invalid_request", "Send text frames, not binary ones.")
         request = _object(text)
         if request and request.get("type") == "stop":
-            if self._run:
-                self._run.end("requested")
+            if self._turn:
+                self._turn.run.end("requested")
             return None
-        if self._run:
+        if self._turn:
             raise RequestError("invalid_request", "A turn is going on: wait for its end, or stop it.")
-        chat = decode_body(text.encode()) if request is not None else ChatRequest(message=text)
-        conversation = chat.conversation()
-        if chat.messages is None:
-            conversation = [*self._history, *conversation]
-        given = {name: value for name, value in asdict(chat).items() if value is not None}
+        self._turn = self._next(decode_body(text.encode()) if request is not None else ChatRequest(message=text))
+        return self._turn
+
+    def _next(self, chat: ChatRequest) -> _Turn:
+        given = {
+            name: value
+            for name in chat.__struct_fields__
+            if (value := getattr(chat, name)) is not getattr(_BLANK, name)
+        }
         whole = replace(self._defaults, **given)
+        conversation = chat.conversation()
+        if chat.has_own_input:
+            return _Turn(self._new_run(whole), 0, None)
+        if chat.messages is None and whole.thread_id is None:
+            conversation = [*self._history, *conversation]
         if len(msgspec.json.encode(conversation)) > self._max_bytes:
             raise RequestError("too_large", f"The conversation is larger than {self._max_bytes} bytes.")
-        self._run = self._new_run(replace(whole, message=None, question=None, messages=conversation))
-        return self._run, conversation
+        run = self._new_run(replace(whole, message=None, question=None, messages=conversation))
+        return _Turn(run, 0, conversation if whole.thread_id is None else None)
 
-    async def _turn(self, run: Run, conversation: list[Message]) -> None:
-        run_id = run.id.encode()
+    def _play_next(self, turn: _Turn) -> None:
+        """Play a turn, once the frames of those before it are on their way."""
+        task = asyncio.create_task(self._play(turn, set(self._tasks)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _play(self, turn: _Turn, before: set[asyncio.Task[None]]) -> None:
+        run_id = turn.run.id.encode()
         try:
-            with run.viewing():
-                self._start(run)
-                async for batch in follow(run.log, 0):
+            with turn.run.viewing():
+                self._start(turn.run)
+                if before:
+                    await asyncio.wait(before)
+                async for batch in follow(turn.run.log, turn.after):
+                    if isinstance(batch[-1][1], Terminal):
+                        self._end(turn)
                     for seq, event in batch:
                         async with asyncio.timeout(self._send_timeout):
                             await self._socket.send_text(line(run_id, seq, event)[:-1].decode())
-                self._remember(run, conversation)
         except TimeoutError:
-            let_go(self._socket._receive, run.id, self._send_timeout)  # a close frame would wait behind the rest
+            let_go(self._socket._receive, turn.run.id, self._send_timeout)  # a close frame would wait behind the rest
         except Fault as fault:  # the service is stopping
             await self._refuse(fault)
         finally:
-            self._run = None
+            if self._turn is turn:
+                self._turn = None
 
-    def _remember(self, run: Run, conversation: list[Message]) -> None:
-        """Keep the answer, whole or stopped by its reader; a turn that failed is as if it had not been."""
-        events = run.log.read(0)
+    def _end(self, turn: _Turn) -> None:
+        """Keep the answer, whole or stopped by its reader; a turn that failed is as if it had not been.
+
+        Before its last frame goes out: who has that may send the next message.
+        """
+        self._turn = None
+        events = turn.run.log.read(0)
         answer = "".join(event.token for event in events if isinstance(event, Token))
-        if isinstance(events[-1], Done | Cancelled) and answer:
-            self._history = [*conversation, Message("assistant", answer)]
+        if turn.conversation is not None and isinstance(events[-1], Done | Cancelled) and answer:
+            self._history = [*turn.conversation, Message("assistant", answer)]
 
     async def _refuse(self, fault: Fault) -> None:
         told = {"error": fault.text, "code": fault.code, "retryable": fault.retryable}

@@ -1,0 +1,128 @@
+"""LangChain: any Runnable, by name, as an answer; or, where `events` are asked for, as what goes on in it.
+
+https://docs.langchain.com/oss/python/langchain. Text and messages are the usual events. A dict that is to be added to
+those before it (LangChain's AddableDict) is `updates`; anything else is `values`, the output so far.
+"""
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from functools import partial
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda, RunnableParallel, RunnableSequence
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.utils import AddableDict
+
+from streaming.errors import RequestError
+from streaming.events import Token, Updates, Values
+from streaming.request import ProviderSettings, RunRequest
+
+from . import Item
+from .plain import plain
+from .runnables import (
+    Inside,
+    Intake,
+    Translation,
+    check,
+    config_of,
+    events_of,
+    find,
+    translated,
+    translated_blocking,
+)
+from .worker import Batch, Worker
+
+FOR_GRAPHS = ("resume", "thread_id", "stream_mode", "context")
+
+
+class Output(Translation):
+    """What a chain yields -> events."""
+
+    def feed(self, part: Any) -> Iterator[Item]:
+        if isinstance(part, str):
+            yield Token(part)
+        elif isinstance(part, BaseMessage):
+            yield from self.messages.feed(part)
+        else:
+            yield (Updates if isinstance(part, AddableDict) else Values)((), plain(part))
+        yield from self.tally.news()
+
+
+class _Chain:
+    """A chain, and what it says of itself: whether it blocks, and what it takes."""
+
+    def __init__(self, runnable: Runnable[Any, Any]) -> None:
+        self.runnable = runnable
+        self.blocks = blocks(runnable)
+        self.input_of = Intake(runnable)
+
+    def astream(self, request: RunRequest, output: Output) -> AsyncIterator[Any]:
+        return self.runnable.astream(self.input_of(request), config_of(request, output.tally))
+
+    def stream(self, request: RunRequest, output: Output) -> Iterator[Any]:
+        return self.runnable.stream(self.input_of(request), config_of(request, output.tally))
+
+
+class Chains:
+    """The configured chains. `settings.options` are their `module:attr` by name; raises SettingsError for bad ones."""
+
+    def __init__(self, settings: ProviderSettings, worker: Worker) -> None:
+        self._worker = worker
+        self._chains = {name: _Chain(runnable) for name, runnable in find(settings.options, worker).items()}
+
+    def prepare(self, request: RunRequest) -> RunRequest:
+        if foreign := request.given(FOR_GRAPHS):
+            text = f"`{foreign[0]}` is for graphs; {request.model} is a chain."
+            raise RequestError("invalid_request", text, field=foreign[0])
+        check(request)
+        return request
+
+    def stream(self, request: RunRequest) -> AsyncGenerator[Batch]:
+        chain, what = self._chains[request.model], f"The chain {request.model!r}"
+        if request.events:
+            inside = Inside(what)
+            open_inside = partial(events_of, chain.runnable, chain.input_of, request, inside.tally)
+            return self._worker.stream(partial(translated, open_inside, inside))
+        output = Output(what)
+        if chain.blocks:
+            return self._worker.stream_blocking(
+                partial(translated_blocking, partial(chain.stream, request, output), output)
+            )
+        return self._worker.stream(partial(translated, partial(chain.astream, request, output), output))
+
+
+def blocks(chain: Runnable[Any, Any]) -> bool:
+    """Tell whether `chain` streams only in a thread: LangChain's async way would wait for the whole of its output."""
+    leaves = [*_leaves(chain)]
+    return any(map(_only_blocks, leaves)) and not any(map(_never_blocks, leaves))
+
+
+def _leaves(chain: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
+    if isinstance(chain, RunnableSequence):
+        parts = chain.steps
+    elif isinstance(chain, RunnableParallel):
+        parts = [*chain.steps__.values()]
+    elif isinstance(chain, RunnableBindingBase):
+        parts = [chain.bound]
+    else:
+        yield chain
+        return
+    for part in parts:
+        yield from _leaves(part)
+
+
+def _only_blocks(leaf: Runnable[Any, Any]) -> bool:
+    if isinstance(leaf, RunnableGenerator):
+        return not hasattr(leaf, "_atransform")
+    if isinstance(leaf, RunnableLambda):
+        return not hasattr(leaf, "afunc") and inspect.isgeneratorfunction(leaf.func)
+    own = type(leaf)
+    streams = own.stream is not Runnable.stream or own.transform is not Runnable.transform
+    return streams and own.astream is Runnable.astream and own.atransform is Runnable.atransform
+
+
+def _never_blocks(leaf: Runnable[Any, Any]) -> bool:
+    if isinstance(leaf, RunnableGenerator):
+        return not hasattr(leaf, "_transform")
+    return isinstance(leaf, RunnableLambda) and not hasattr(leaf, "func")

@@ -1,0 +1,171 @@
+"""LangChain's messages as events, and ours as its; what its models report of usage and of why they stopped.
+
+A message may be a chunk or whole; of whole ones that were streamed before, LangGraph itself says nothing again.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage, convert_to_messages
+from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.outputs import LLMResult
+from msgspec import UNSET, Struct, UnsetType
+
+from streaming.events import Event, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, ToolResult, Usage
+from streaming.request import RunRequest
+
+from . import arguments
+from .plain import plain
+
+
+def conversation(request: RunRequest) -> list[BaseMessage]:
+    """The messages in LangChain's words, the system's first."""
+    messages = [msgspec.to_builtins(message) for message in request.messages]
+    if request.system is not None:
+        messages.insert(0, {"role": "system", "content": request.system})
+    return convert_to_messages(messages)
+
+
+class _OpenCall(Struct):
+    place: int
+    id: str
+    tool: str
+    parts: list[str]
+    node: str | UnsetType
+    ns: tuple[str, ...] | UnsetType
+
+
+class Messages:
+    """AI and tool messages -> events. One instance a run: the calls of all its messages are counted through."""
+
+    def __init__(self) -> None:
+        self._places = 0
+        self._open: dict[str | None, dict[Any, _OpenCall]] = {}  # by message and LangChain's own index
+
+    def feed(
+        self, message: Any, node: str | UnsetType = UNSET, ns: tuple[str, ...] | UnsetType = UNSET
+    ) -> Iterator[Event]:
+        """Translate a message or a chunk of one; others than an AI's and a tool's say nothing."""
+        if isinstance(message, ToolMessage):
+            yield ToolResult(message.tool_call_id, message.name or "", plain(message.content), node, ns)
+        elif isinstance(message, AIMessage):
+            yield from _content(message, node, ns)
+            if not isinstance(message, AIMessageChunk):
+                yield from _whole(message, node, ns)
+                return
+            for chunk in message.tool_call_chunks:
+                yield self._call(message.id, chunk, node, ns)
+            if message.chunk_position == "last":
+                yield from self._close(message.id)
+
+    def end(self) -> Iterator[Event]:
+        """Yield the calls that were never said to be whole: not every model names its last chunk."""
+        for message_id in list(self._open):
+            yield from self._close(message_id)
+
+    def _call(
+        self, message_id: str | None, chunk: ToolCallChunk, node: str | UnsetType, ns: tuple[str, ...] | UnsetType
+    ) -> Event:
+        calls, index, args = self._open.setdefault(message_id, {}), chunk.get("index"), chunk.get("args") or ""
+        call = calls.get(index)
+        if call and (not chunk.get("id") or chunk["id"] == call.id):
+            call.parts.append(args)
+            return ToolCallDelta(call.place, args, node=node, ns=ns)
+        place = self._places
+        self._places += 1
+        if call:  # another call under the same index
+            calls[index, place] = call
+        call = calls[index] = _OpenCall(
+            place, chunk.get("id") or f"call_{place}", chunk.get("name") or "", [args], node, ns
+        )
+        return ToolCallDelta(place, args, call.id, call.tool, node, ns)
+
+    def _close(self, message_id: str | None) -> Iterator[Event]:
+        calls = self._open.pop(message_id, {})
+        for call in sorted(calls.values(), key=lambda call: call.place):
+            args, _ = arguments("".join(call.parts))
+            yield ToolCall(call.id, call.tool, args, call.node, call.ns)
+
+
+def _content(message: AIMessage, node: str | UnsetType, ns: tuple[str, ...] | UnsetType) -> Iterator[Event]:
+    if isinstance(message.content, str):
+        if reasoning := message.additional_kwargs.get("reasoning_content"):  # by custom, as in OpenAI's chunks
+            yield Reasoning(reasoning, node, ns)
+        if message.content:
+            yield Token(message.content, node, ns)
+        return
+    for block in message.content_blocks:  # LangChain's common form of every vendor's parts
+        if block["type"] == "text" and block.get("text"):
+            yield Token(block["text"], node, ns)
+        elif block["type"] == "reasoning" and block.get("reasoning"):
+            yield Reasoning(block["reasoning"], node, ns)
+
+
+def _whole(message: AIMessage, node: str | UnsetType, ns: tuple[str, ...] | UnsetType) -> Iterator[Event]:
+    for call in message.tool_calls:
+        yield ToolCall(call["id"] or "", call["name"], plain(call["args"]), node, ns)
+    for broken in message.invalid_tool_calls:
+        yield ToolCall(broken["id"] or "", broken["name"] or "", broken["args"], node, ns)
+
+
+_REASONS: dict[str, FinishReason] = {
+    "length": "length",
+    "max_tokens": "length",
+    "MAX_TOKENS": "length",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+    "SAFETY": "content_filter",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+}
+
+
+class Tally(BaseCallbackHandler):
+    """Adds up what the models of a run report, wherever in it they are called, and why the last one stopped."""
+
+    run_inline = True  # nothing in it waits
+    ignore_chain = ignore_retriever = ignore_agent = ignore_custom_event = True
+
+    def __init__(self) -> None:
+        self._seen: list[Mapping[str, Any]] = []  # models in several threads may append
+        self._told = 0
+        self.reason: FinishReason = "stop"
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        """Of no interest; where it is missing, LangChain writes the prompt out for `on_llm_start`."""
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        for generation in (one for some in response.generations for one in some):
+            message = getattr(generation, "message", None)
+            if not isinstance(message, AIMessage):
+                continue
+            told = message.response_metadata
+            self.reason = _REASONS.get(str(told.get("finish_reason") or told.get("stop_reason")), "stop")
+            if message.usage_metadata:
+                self._seen.append(message.usage_metadata)
+
+    def news(self) -> list[Usage]:
+        """Return the usage so far where it has grown since it was last asked for."""
+        if len(self._seen) == self._told:
+            return []
+        self._told = len(self._seen)
+        return [self.usage] if self.usage else []
+
+    @property
+    def usage(self) -> Usage | None:
+        if not self._seen:
+            return None
+        cached = _sum(one.get("input_token_details", {}).get("cache_read") for one in self._seen)
+        thought = _sum(one.get("output_token_details", {}).get("reasoning") for one in self._seen)
+        return Usage(
+            _sum(one.get("input_tokens") for one in self._seen),
+            _sum(one.get("output_tokens") for one in self._seen),
+            cached or UNSET,
+            thought or UNSET,
+        )
+
+
+def _sum(counts: Iterable[int | None]) -> int:
+    return sum(count or 0 for count in counts)

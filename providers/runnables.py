@@ -1,0 +1,224 @@
+"""What chains and graphs have in common: how they are found, what they are given, how their stream is followed.
+
+Not a provider: langchain.py and langgraph.py are.
+"""
+
+import asyncio
+import inspect
+import logging
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, cast
+
+import msgspec
+from langchain_core.runnables import Runnable, RunnableConfig
+from msgspec import UNSET
+
+from streaming.errors import Fault, RequestError, SettingsError, UpstreamError
+from streaming.events import Events, Finish, FinishReason
+from streaming.request import RunRequest
+
+from . import Item, load_target, scrub, upstream_error
+from .langchain_messages import Messages, Tally, conversation
+from .plain import plain
+from .worker import Batch, Worker
+
+logger = logging.getLogger("sidestream")
+
+
+def find(targets: Mapping[str, str], worker: Worker) -> dict[str, Any]:
+    """Return the runnables by name. Raises SettingsError that names each one that cannot be had."""
+    found, problems = {}, []
+    for name, target in targets.items():
+        try:
+            found[name] = worker.call(_made(load_target(target), worker))
+            if not isinstance(found[name], Runnable):
+                problems.append(f"{name}: {target} is {_kind(found[name])}, not a chain or a compiled graph")
+        except SettingsError as exc:
+            problems += [f"{name}: {problem}" for problem in exc.problems]
+        except Exception as exc:  # whatever a factory does
+            problems.append(f"{name}: {target} fails: {type(exc).__name__}: {exc}")
+    if problems:
+        raise SettingsError(*problems)
+    return found
+
+
+async def _made(target: Any, worker: Worker) -> Any:
+    """Call a factory: a function, sync or async, or one that returns a context, which is left at the end."""
+    if isinstance(target, Runnable) or not callable(target):
+        return target
+    made = await asyncio.to_thread(target)
+    if inspect.isawaitable(made):
+        made = await made
+    return await worker.enter(made) if isinstance(made, AbstractAsyncContextManager) else made
+
+
+def _kind(value: Any) -> str:
+    return "a graph that is not compiled" if hasattr(value, "compile") else f"a {type(value).__name__}"
+
+
+class Intake:
+    """What a runnable is given: the request's `input`, else its conversation as the runnable says that it takes it."""
+
+    def __init__(self, runnable: Runnable[Any, Any]) -> None:
+        try:
+            schema = runnable.get_input_jsonschema()
+        except Exception:  # not every type has one
+            schema = {}
+        self.fields = list(schema.get("properties", {}))
+        self.titles = {title} if (title := schema.get("title")) else set()
+        self._takes_text = schema.get("type") == "string"
+
+    def __call__(self, request: RunRequest) -> Any:
+        if request.input is not UNSET:
+            return request.input
+        messages = conversation(request)
+        if "messages" in self.fields:
+            return {"messages": messages}
+        # A single one as its text: any prompt and any model takes that.
+        return messages[-1].text if self._takes_text or len(messages) == 1 else messages
+
+
+class Translation:
+    """What a runnable streams -> events. One instance a run; `what` names the runnable to people."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.tally = Tally()
+        self.messages = Messages()
+
+    def feed(self, part: Any) -> Iterator[Item]:
+        """Translate one thing that was streamed."""
+        raise NotImplementedError
+
+    def end(self) -> Iterator[Item]:
+        """Say what is left to say when the runnable has ended well."""
+        yield from self.messages.end()
+        yield Finish(self.reason, self.tally.usage)
+
+    @property
+    def reason(self) -> FinishReason:
+        return self.tally.reason
+
+    def fault(self, exc: Exception) -> Fault:
+        """Translate what the runnable has raised: the input was refused, or it failed."""
+        return refusal(exc) if _refuses(exc) else failure(self.what, exc)
+
+
+class Inside(Translation):
+    """The events of `astream_events`, as they are."""
+
+    def feed(self, part: Any) -> Iterator[Item]:
+        yield Events((), plain(part))
+        yield from self.tally.news()
+
+
+def events_of(
+    runnable: Runnable[Any, Any], input_of: Callable[[RunRequest], Any], request: RunRequest, tally: Tally
+) -> AsyncIterator[Any]:
+    """Open the stream of what goes on in a runnable, as much of it as the request asks for."""
+    return runnable.astream_events(
+        input_of(request),
+        config_of(request, tally),
+        version="v2",
+        include_names=request.include_names,
+        include_types=request.include_types,
+        include_tags=request.include_tags,
+    )
+
+
+async def translated(open_: Callable[[], AsyncIterator[Any]], translation: Translation) -> AsyncGenerator[Batch]:
+    """Follow a stream; it is closed with this, in the same task."""
+    source: Any = None
+    try:
+        source = open_()
+        async for part in source:
+            if batch := [*translation.feed(part)]:
+                yield batch
+    except Fault:
+        raise
+    except Exception as exc:
+        raise translation.fault(exc) from exc
+    finally:
+        if hasattr(source, "aclose"):
+            await source.aclose()
+    yield [*translation.end()]
+
+
+def translated_blocking(open_: Callable[[], Iterator[Any]], translation: Translation) -> Generator[Batch]:
+    """The same for a stream that blocks."""
+    source: Any = None
+    try:
+        source = open_()
+        for part in source:
+            if batch := [*translation.feed(part)]:
+                yield batch
+    except Fault:
+        raise
+    except Exception as exc:
+        raise translation.fault(exc) from exc
+    finally:
+        if hasattr(source, "close"):
+            source.close()
+    yield [*translation.end()]
+
+
+def config_of(request: RunRequest, tally: Tally) -> RunnableConfig:
+    """The request's `config`, in LangChain's words, with the tally among its callbacks."""
+    config: dict[str, Any] = msgspec.to_builtins(request.config) if request.config else {}
+    configurable = {**config.get("configurable", {})}
+    if request.thread_id is not None:
+        configurable["thread_id"] = request.thread_id
+    return cast(RunnableConfig, {**config, "configurable": configurable, "callbacks": [tally]})
+
+
+FOR_EVENTS = ("include_names", "include_types", "include_tags")
+
+
+def check(request: RunRequest) -> None:
+    """Raise RequestError where the request says what means nothing, or reaches for what is LangGraph's own."""
+    if not request.events and (alone := request.given(FOR_EVENTS)):
+        raise RequestError("invalid_request", f"`{alone[0]}` chooses among `events`; ask for these.", field=alone[0])
+    if request.events and request.stream_mode:
+        raise RequestError("invalid_request", "Ask for `events` or a `stream_mode`, not both.", field="events")
+    configurable = request.config.configurable if request.config else {}
+    if own := next((name for name in configurable if name.startswith("__")), None):
+        raise RequestError("invalid_request", f"`config.configurable` cannot set {own[:100]!r}.", field="config")
+    if "thread_id" in configurable:
+        raise RequestError("invalid_request", "Send `thread_id` beside `config`, not in it.", field="config")
+
+
+# Where LangChain looks at an input: what is raised there says what is wrong with that.
+_LOOKING = {
+    ("langchain_core.prompts.base", None),
+    ("langchain_core.prompts.chat", None),
+    ("langchain_core.messages.utils", None),
+    ("langchain_core.language_models.chat_models", "_convert_input"),
+    ("langchain_core.language_models.llms", "_convert_input"),
+}
+
+
+def _refuses(exc: Exception) -> bool:
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
+    return (module, None) in _LOOKING or (module, function) in _LOOKING
+
+
+def refusal(exc: Exception) -> RequestError:
+    """An input that was refused, in the refusing one's own words; of pydantic's without the value."""
+    errors = getattr(exc, "errors", None)
+    if callable(errors):
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in errors())
+    else:
+        told = str(exc.args[0] if exc.args else type(exc).__name__).partition("\nFor troubleshooting")[0]
+    return RequestError("invalid_input", f"The input was refused: {scrub(told)}")
+
+
+def failure(what: str, exc: Exception) -> UpstreamError:
+    """`what` has raised: tell its type, or what its own upstream answered; its words may hold a prompt or a key."""
+    status = getattr(exc, "status_code", None)  # as both vendors' SDKs have it
+    why = upstream_error(status=status).text[:-1] if isinstance(status, int) else type(exc).__name__
+    where = "".join(traceback.format_tb(exc.__traceback__))
+    logger.warning("%s failed: %s\n%s", what, type(exc).__name__, where)
+    return UpstreamError("graph_failed", f"{what} failed: {why}.")

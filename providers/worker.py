@@ -1,0 +1,242 @@
+"""Where chains and graphs run: a thread with an event loop of its own, and a bounded pool for what blocks.
+
+They are the operator's code, and much of it blocks: a node that sleeps, a tool that reads a file, a checkpointer that
+waits for its database, in async functions too. Here it holds up its like, never the service's loop. What they make
+comes over through a channel: bounded, in order, nothing lost. It knows nothing of what runs in it.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, closing, suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from streaming.errors import UpstreamError
+
+from . import Item
+
+Value = TypeVar("Value")
+Batch = list[Item]
+MOST = 256  # items that wait to be taken; then who makes them waits
+CLOSE_TIMEOUT = 1.0  # what is cancelled has so long, in seconds, to close its connections before its viewers are told
+
+
+class Left(Exception):
+    """Nobody takes what is made: whoever makes it can stop."""
+
+
+class Exited(UpstreamError):
+    """What runs here has tried to end the process."""
+
+    def __init__(self) -> None:
+        super().__init__("graph_failed", "It has tried to end the process.")
+
+
+class Channel:
+    """From one thread to the loop in which the channel was made."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._ready = asyncio.Event()
+        self._items: Batch = []
+        self._room: Future[None] | None = None
+        self._left = False
+        self.over: asyncio.Future[Exception | None] = self._loop.create_future()
+
+    def put(self, items: Batch) -> Future[None] | None:
+        """Add items; where that fills it, return what is done once there is room. Raises Left."""
+        with self._lock:
+            if self._left:
+                raise Left
+            if not self._items:
+                self._loop.call_soon_threadsafe(self._ready.set)
+            self._items += items
+            self._room = Future() if len(self._items) >= MOST else None
+            return self._room
+
+    def close(self, work: "Future[None] | asyncio.Future[None]") -> None:
+        """Say that nothing follows, since `work` is done. The loop may be gone by then."""
+        raised = None if work.cancelled() else work.exception()
+        fault = raised if raised is None or isinstance(raised, Exception) else Exited()
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._close, fault)
+
+    def _close(self, fault: Exception | None) -> None:
+        self.over.set_result(fault)
+        self._ready.set()
+
+    async def take(self) -> Batch:
+        """Return all there is, as soon as there is something; empty once it is closed. Raises what it was closed by."""
+        while not self.over.done():
+            await self._ready.wait()
+            self._ready.clear()
+            if items := self._empty():
+                return items
+        items, fault = self._empty(), self.over.result()
+        if fault and not items:
+            raise fault
+        return items
+
+    def leave(self) -> None:
+        """Take no more. Idempotent."""
+        self._left = True
+        self._empty()
+
+    def _empty(self) -> Batch:
+        with self._lock:
+            items, self._items = self._items, []
+            room, self._room = self._room, None
+        if room:
+            room.set_result(None)
+        return items
+
+
+class Worker:
+    """The thread, its loop and the pool; started with the first that needs them. `close` it in the end."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = _Pool(threads)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._open = AsyncExitStack()
+
+    def call(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
+        """Run it over there and return what it returns. Blocks: not for a loop that serves."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._running()).result()
+
+    async def enter(self, context: AbstractAsyncContextManager[Value]) -> Value:
+        """Enter a context for as long as the worker is open. To be awaited over there."""
+        return await self._open.enter_async_context(context)
+
+    async def stream(
+        self, make: Callable[[], AsyncGenerator[Batch]], ended: Callable[[], object] = lambda: None
+    ) -> AsyncGenerator[Batch]:
+        """Yield what `make` makes over there, in a task of its own; closing this cancels that.
+
+        `ended` is called, here, once it has ended: code that resists its cancellation may put that off.
+        """
+        loop, channel = self._running(), Channel()
+        channel.over.add_done_callback(lambda over: ended())
+        tasks: list[asyncio.Task[None]] = []
+
+        def start() -> None:
+            tasks.append(loop.create_task(_pump(channel, make)))
+            tasks[0].add_done_callback(channel.close)  # one that is cancelled before its first step too
+
+        loop.call_soon_threadsafe(start)
+        try:
+            while batch := await channel.take():
+                yield batch
+        finally:
+            channel.leave()
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            await asyncio.wait((channel.over,), timeout=CLOSE_TIMEOUT)
+
+    async def stream_blocking(
+        self, make: Callable[[], Generator[Batch]], ended: Callable[[], object] = lambda: None
+    ) -> AsyncGenerator[Batch]:
+        """Yield what `make` makes in a thread of the pool, which ends at the next thing it makes once this is closed.
+
+        `ended` is called, here, once it has.
+        """
+        channel = Channel()
+        channel.over.add_done_callback(lambda over: ended())
+        work = self._pool.submit(_pump_blocking, channel, make)
+        work.add_done_callback(channel.close)
+        try:
+            while batch := await channel.take():
+                yield batch
+        finally:
+            channel.leave()
+            work.cancel()  # if it has not begun
+
+    async def close(self) -> None:
+        """Cancel what runs, close what is open, end the thread. Threads of the pool that sleep are left to it."""
+        if self._loop:
+            finishing = asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
+            await asyncio.wait((asyncio.wrap_future(finishing),), timeout=2 * CLOSE_TIMEOUT)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _finish(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
+        await self._open.aclose()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._loop.set_default_executor(self._pool)
+                threading.Thread(target=_run, args=(self._loop,), name="runnables", daemon=True).start()
+            return self._loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    stopped = False
+    while not stopped:
+        with suppress(SystemExit, KeyboardInterrupt):  # somebody's sys.exit(): a task passes it on to its loop
+            loop.run_forever()
+            stopped = True
+    loop.close()
+
+
+async def _pump(channel: Channel, make: Callable[[], AsyncGenerator[Batch]]) -> None:
+    async with aclosing(make()) as batches:
+        async for batch in batches:
+            if room := channel.put(batch):
+                await asyncio.wrap_future(room)
+
+
+def _pump_blocking(channel: Channel, make: Callable[[], Generator[Batch]]) -> None:
+    with closing(make()) as batches:
+        for batch in batches:
+            if room := channel.put(batch):
+                room.result()
+
+
+class _Pool(ThreadPoolExecutor):
+    """A pool whose threads are daemons: one that sleeps in somebody's code does not hold up the process's end.
+
+    A loop takes nothing but a ThreadPoolExecutor for its default; otherwise this would be none.
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self._most = threads
+        self._started = 0
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._starting = threading.Lock()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._calls.put((future, partial(fn, *args, **kwargs)))
+        with self._starting:
+            if not self._idle.acquire(blocking=False) and self._started < self._most:
+                self._started += 1
+                threading.Thread(target=self._serve, name=f"runnables {self._started}", daemon=True).start()
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            _fulfil(*self._calls.get())
+            self._idle.release()
+
+
+def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(call())
+    except SystemExit:
+        future.set_exception(Exited())
+    except Exception as exc:
+        future.set_exception(exc)
