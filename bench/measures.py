@@ -19,6 +19,12 @@ from relays import WIRES, Running
 LOAD_SECONDS = 60
 SETTLE = 0.3  # what a relay still does after the last byte belongs to the stream
 LONG_ANSWER = 100_000  # tokens: 2 MB of text, and nearly what a run may hold
+# What blocks beside the streams that are measured: see graphs.py.
+BLOCKING = {
+    "asleep": ["langgraph/asleep"] * 4 + ["langgraph/asleep_wrongly"],
+    "talking": ["langchain/talking"],
+    "computing": ["langgraph/computing"],
+}
 Numbers = dict[str, float]
 
 
@@ -180,6 +186,16 @@ def wide(load: Path, relay: Running, wire: str, streams: int) -> Numbers:
     return {"wide_first_p99_ms": counts["first_ms"]["p99"]}
 
 
+def beside(load: Path, relay: Running, wire: str, pace: Pace, name: str) -> Numbers:
+    """How late tokens come while an operator's graphs or chains block (BLOCKING); in a process of its own each."""
+    runs = [new_run(relay, model, linger=LOAD_SECONDS) for model in BLOCKING[name]]
+    model = f"n{pace.tokens}-i{pace.interval_ms}-f0"
+    counts = play(load, relay, wire, Script(model, pace.tokens, pace.streams, ramp_ms=pace.ramp_ms))
+    for path in runs:
+        stop_run(relay, path)
+    return {f"{name}_age_p50_ms": counts["age_us"]["p50"] / 1e3, f"{name}_age_p99_ms": counts["age_us"]["p99"] / 1e3}
+
+
 def crowd(load: Path, relay: Running, wire: str, crowd: Crowd) -> Numbers:
     """One run, many viewers: what a delivered token costs, how late it comes, the memory.
 
@@ -215,14 +231,30 @@ def stalled_kb(load: Path, relay: Running, wire: str, stalled: int) -> float:
     return (taken[1] - taken[0]) / 1024 / stalled
 
 
-def new_run(relay: Running, model: str) -> str:
+def new_run(relay: Running, model: str, **options: float) -> str:
     """Start a run and return the path of its events."""
-    connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=LOAD_SECONDS)
-    body = json.dumps({"model": model, "message": "x"})
-    connection.request("POST", "/runs", body, {"Content-Type": "application/json"})
-    created = json.load(connection.getresponse())
-    connection.close()
+    body = json.dumps({"model": model, "message": "x", **options})
+    created = json.loads(ask(relay, "POST", "/runs", body, {"Content-Type": "application/json"}))
     return str(created["events_url"])
+
+
+def stop_run(relay: Running, events_path: str) -> None:
+    """Stop a run, which must not have ended by itself."""
+    path, _, query = events_path.partition("/events")
+    status = json.loads(ask(relay, "GET", f"{path}{query}"))
+    if status["state"] != "running":
+        raise Fault(f"a run that was to block all the time has ended: {status['ending']}")
+    ask(relay, "DELETE", f"{path}{query}")
+
+
+def ask(
+    relay: Running, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None
+) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=LOAD_SECONDS)
+    connection.request(method, path, body, headers or {})
+    answer = connection.getresponse().read()
+    connection.close()
+    return answer
 
 
 def follow_run(load: Path, relay: Running, path: str, tokens: int, viewers: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from processes import Process, free_port
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
+NO_SETTINGS: dict[str, str] = {}
 WIRES = ("openai", "anthropic")
 NAMES = ("service", "naive", "raw")
 
@@ -31,6 +32,13 @@ http {{
   }}
 }}
 """
+
+
+# An operator's graphs and chains, which block (graphs.py).
+GRAPHS = {
+    "SIDESTREAM_GRAPHS": ",".join(f"{name}=bench.graphs:{name}" for name in ("asleep", "asleep_wrongly", "computing")),
+    "SIDESTREAM_CHAINS": "talking=bench.graphs:talking",
+}
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,8 @@ class Running:
         self.process.stop()
 
 
-def start(relay: Relay, upstream_port: int, folder: Path) -> Running:
+def start(relay: Relay, upstream_port: int, folder: Path, settings: dict[str, str] = NO_SETTINGS) -> Running:
     """Start a relay of its own; enter it to wait until it answers, leave it to stop it."""
     at = Place(free_port(), upstream_port, folder)
     log = folder / f"{relay.name}.log"
-    return Running(relay, at.port, Process(relay.command(at), log, environment(upstream_port), relay.cwd))
+    return Running(relay, at.port, Process(relay.command(at), log, environment(upstream_port) | settings, relay.cwd))

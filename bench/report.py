@@ -22,7 +22,7 @@ from relays import ROOT, WIRES, Relay
 
 LIBRARIES = (
     *("starlette", "sse-starlette", "uvicorn", "uvloop", "httptools", "msgspec"),
-    *("openai", "anthropic", "aiohttp", "httpx2", "pydantic"),
+    *("openai", "anthropic", "aiohttp", "httpx2", "pydantic", "langchain-core", "langgraph"),
 )
 Samples = dict[tuple[str, str], list[Numbers]]  # (wire, relay) -> one a repeat
 
@@ -56,6 +56,12 @@ def rows(scale: Scale) -> list[tuple[str, str]]:
         ("some_cpu_us", f"{scale.crowd.stalled} of them take nothing: CPU per delivered token, us"),
         ("some_age_p99_ms", "  age of a token, p99 ms"),
         ("stalled_kb", "  memory per viewer who takes nothing of 2 MB"),
+        ("asleep_age_p50_ms", f"{scale.heavy.label} beside graphs that sleep: age of a token, p50 ms"),
+        ("asleep_age_p99_ms", "  p99 ms"),
+        ("talking_age_p50_ms", "beside a chain that talks from a thread: age of a token, p50 ms"),
+        ("talking_age_p99_ms", "  p99 ms"),
+        ("computing_age_p50_ms", "beside a graph that computes in a thread: age of a token, p50 ms"),
+        ("computing_age_p99_ms", "  p99 ms"),
         ("start_ms", "start to first byte of /healthz, ms"),
         ("rss_mb", "memory when warm, MB"),
     ]

@@ -21,7 +21,7 @@ import measures
 import report
 from measures import Fault, Numbers, Scale
 from processes import Process, ProcessError, free_port
-from relays import BENCH, NAMES, WIRES, Relay, all_relays, environment, start
+from relays import BENCH, GRAPHS, NAMES, WIRES, Relay, all_relays, environment, start
 
 OPEN_FILES = 8192
 
@@ -93,6 +93,11 @@ class Bench:
             with start(relay, self.upstream_port, self.folder) as shared:
                 measures.warm(load, shared)
                 yield measures.crowd(load, shared, wire, scale.crowd)
+        if wire == "openai" and relay.name == "service":  # and no graphs
+            for name in measures.BLOCKING:
+                with start(relay, self.upstream_port, self.folder, GRAPHS) as blocked:
+                    measures.warm(load, blocked)
+                    yield measures.beside(load, blocked, wire, scale.heavy, name)
         with start(relay, self.upstream_port, self.folder) as busy:
             measures.warm(load, busy)
             yield measures.first_token(load, busy, wire)

@@ -46,10 +46,15 @@ def test_the_settings_table_is_the_settings() -> None:
     assert rows("Settings") == setting_rows()
 
 
+def of_graphs(kind: type[events.Event]) -> set[str]:
+    """Fields that the table leaves to the section on graphs."""
+    return {"node", "ns"} if "node" in kind.__struct_fields__ else set()
+
+
 def test_the_event_table_is_the_events() -> None:
     public = [kind for kind in vars(events).values() if isinstance(kind, type) and hasattr(kind, "name")]
     told = {cells[0].strip("`"): set(re.findall(r"[a-z_]+", cells[1].replace("true", ""))) for cells in rows("Events")}
-    assert told == {kind.name: set(kind.__struct_fields__) - {"node", "ns"} for kind in public}
+    assert told == {kind.name: {*kind.__struct_fields__} - of_graphs(kind) for kind in public}
 
 
 def test_what_is_said_of_runs_is_shown_by_tests_that_exist() -> None:
