@@ -241,11 +241,15 @@ def _head(response: Response) -> Response:
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:
     """Make the app from the settings. Raises SettingsError with every bad value."""
-    service = create_service(environ)
+    return app_of(create_service(environ))
+
+
+def app_of(service: Service) -> Starlette:
     chat = service.chat
     get_and_post = ["GET", "POST"]
     routes = [
         Route("/", partial(service.file, name="index.html")),
+        Route("/graph.js", partial(service.file, name="graph.js")),
         Route("/sidestream.js", partial(service.file, name="sidestream.js")),
         Route("/sidestream.d.ts", partial(service.file, name="sidestream.d.ts")),
         Route("/healthz", lambda request: PlainTextResponse("ok")),
@@ -317,8 +321,14 @@ def main() -> None:
     if options.workers > 1:
         print("workers      each has runs of its own: a client that comes back may meet one that does not know its run")
     print(f"providers    {', '.join(service.providers.names)}")
+    if service.providers.runnables:
+        print(f"graphs       {', '.join(service.providers.runnables)}")
     print(f"default      {service.providers.default}", flush=True)
-    uvicorn.run("service:app", host=options.host, port=options.port, workers=options.workers, reload=options.reload)
+    target: Any = app_of(service)
+    if options.workers > 1 or options.reload:  # each process makes its own
+        asyncio.run(service.providers.close())
+        target = "service:app"
+    uvicorn.run(target, host=options.host, port=options.port, workers=options.workers, reload=options.reload)
 
 
 if __name__ == "__main__":

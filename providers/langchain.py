@@ -5,7 +5,7 @@ those before it (LangChain's AddableDict) is `updates`; anything else is `values
 """
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,7 @@ from .runnables import (
     config_of,
     events_of,
     find,
-    translated,
-    translated_blocking,
+    followed,
 )
 from .worker import Batch, Worker
 
@@ -57,11 +56,8 @@ class _Chain:
         self.blocks = blocks(runnable)
         self.input_of = Intake(runnable)
 
-    def astream(self, request: RunRequest, output: Output) -> AsyncIterator[Any]:
-        return self.runnable.astream(self.input_of(request), config_of(request, output.tally))
-
-    def stream(self, request: RunRequest, output: Output) -> Iterator[Any]:
-        return self.runnable.stream(self.input_of(request), config_of(request, output.tally))
+    def open(self, stream: Callable[..., Any], request: RunRequest, output: Output) -> Any:
+        return stream(self.input_of(request), config_of(request, output.tally))
 
 
 class Chains:
@@ -82,14 +78,13 @@ class Chains:
         chain, what = self._chains[request.model], f"The chain {request.model!r}"
         if request.events:
             inside = Inside(what)
-            open_inside = partial(events_of, chain.runnable, chain.input_of, request, inside.tally)
-            return self._worker.stream(partial(translated, open_inside, inside))
-        output = Output(what)
-        if chain.blocks:
-            return self._worker.stream_blocking(
-                partial(translated_blocking, partial(chain.stream, request, output), output)
+            return followed(
+                self._worker, partial(events_of, chain.runnable, chain.input_of, request, inside.tally), inside
             )
-        return self._worker.stream(partial(translated, partial(chain.astream, request, output), output))
+        output = Output(what)
+        stream = chain.runnable.stream if chain.blocks else chain.runnable.astream
+        opened = partial(chain.open, stream, request, output)
+        return followed(self._worker, opened, output, blocks=chain.blocks)
 
 
 def blocks(chain: Runnable[Any, Any]) -> bool:

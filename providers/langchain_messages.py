@@ -3,6 +3,7 @@
 A message may be a chunk or whole; of whole ones that were streamed before, LangGraph itself says nothing again.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -122,19 +123,39 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
+class Stopped(Exception):
+    """Whoever makes this has been stopped."""
+
+
+# LangChain warns of whatever a callback raises; this is no fault.
+logging.getLogger("langchain_core.callbacks.manager").addFilter(lambda record: "Stopped()" not in record.getMessage())
+
+
 class Tally(BaseCallbackHandler):
-    """Adds up what the models of a run report, wherever in it they are called, and why the last one stopped."""
+    """Adds up what the models of a run report, wherever in it they are called, and why the last one stopped.
+
+    Once it is `stopped`, it stops them: with the next token, or before the next model or tool. That reaches models that
+    are called in threads, which no cancellation does.
+    """
 
     run_inline = True  # nothing in it waits
+    raise_error = True
     ignore_chain = ignore_retriever = ignore_agent = ignore_custom_event = True
 
     def __init__(self) -> None:
         self._seen: list[Mapping[str, Any]] = []  # models in several threads may append
         self._told = 0
         self.reason: FinishReason = "stop"
+        self.stopped = False
 
-    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        """Of no interest; where it is missing, LangChain writes the prompt out for `on_llm_start`."""
+    def stop(self) -> None:
+        self.stopped = True
+
+    def _go_on(self, *args: Any, **kwargs: Any) -> None:
+        if self.stopped:
+            raise Stopped
+
+    on_chat_model_start = on_llm_start = on_llm_new_token = on_tool_start = _go_on
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         for generation in (one for some in response.generations for one in some):

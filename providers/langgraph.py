@@ -3,8 +3,8 @@
 https://docs.langchain.com/oss/python/langgraph/streaming. Subgraphs are always included, with their namespace. `tasks`
 and `updates` are followed even where nobody asked for them: they tell which node fails, and who waits for a person.
 
-A graph with a checkpointer keeps threads. One at a time runs on a thread; others wait for it, also where it was stopped
-but is still in a node that cannot be cancelled.
+A graph with a checkpointer keeps threads. One run at a time goes on with a thread; the next waits until it has ended,
+also where it was stopped and is still busy with that.
 """
 
 import asyncio
@@ -47,9 +47,8 @@ from .runnables import (
     events_of,
     failure,
     find,
+    followed,
     refusal,
-    translated,
-    translated_blocking,
 )
 from .worker import Batch, Worker
 
@@ -159,16 +158,13 @@ class _Graph:
     def stream(self, worker: Worker, request: RunRequest, ended: Callable[[], object]) -> AsyncGenerator[Batch]:
         if request.events:
             inside = Inside(self.what)
-            open_inside = partial(events_of, self.pregel, self.input_of, request, inside.tally)
-            return worker.stream(partial(translated, open_inside, inside), ended)
+            return followed(
+                worker, partial(events_of, self.pregel, self.input_of, request, inside.tally), inside, ended
+            )
         modes = [request.stream_mode] if isinstance(request.stream_mode, str) else request.stream_mode or DEFAULT
         parts = Parts(self.what, modes, self.intake.titles)
-        if self.blocks:
-            opened = partial(self._open, self.pregel.stream, request, parts)
-            return worker.stream_blocking(partial(translated_blocking, opened, parts), ended)
-        return worker.stream(
-            partial(translated, partial(self._open, self.pregel.astream, request, parts), parts), ended
-        )
+        stream = self.pregel.stream if self.blocks else self.pregel.astream
+        return followed(worker, partial(self._open, stream, request, parts), parts, ended, blocks=self.blocks)
 
     def _open(self, stream: Callable[..., Any], request: RunRequest, parts: Parts) -> Any:
         return stream(

@@ -36,11 +36,33 @@ CONTEXT = 8192  # tokens, shared by the slots; as many as SmolLM2 was trained fo
 MAX_TOKENS = 1024  # where a request names no limit of its own
 # The model's own template introduces it in words that make so small a model wander; these keep it to the point.
 SYSTEM = "You are a helpful assistant. Answer briefly and correctly."
-TEMPLATE = (
+TALK = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# It never learnt to call tools, and told how to, it would not; it does what it has seen done. llama.cpp reads off this
+# template how a call is written, and streams those that the model writes so as tool calls, held to the tools' schemas.
+EXAMPLE = (
+    "<|im_start|>user\nWhat is the time in Oslo?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+    '<tool_call>{"name": "time", "arguments": {"city": "Oslo"}}</tool_call><|im_end|>\n'
+    "<|im_start|>tool\n12:00<|im_end|>\n"
+    "<|im_start|>assistant\nIt is 12:00 in Oslo.<|im_end|>\n"
+)
+TOOLS = (
+    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}"
+    "<|im_start|>system\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}" + SYSTEM + "{% endif %}\n\n"
+    "<tools>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}</tools><|im_end|>\n" + EXAMPLE + ""
+    "{% for message in rest %}<|im_start|>{{ message['role'] }}\n{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "<tool_call>{\"name\": {{ call['function']['name'] | tojson }}, "
+    "\"arguments\": {{ call['function']['arguments'] | tojson }}}</tool_call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATE = "{% if tools %}" + TOOLS + "{% else %}" + TALK + "{% endif %}"
 
 
 class Address(Struct, frozen=True):

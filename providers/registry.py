@@ -148,6 +148,11 @@ class Providers:
         return list(self._entries)
 
     @property
+    def runnables(self) -> list[str]:
+        """The names of the graphs and chains."""
+        return list(self._runnables)
+
+    @property
     def graph(self) -> str | None:
         """The name of the default graph, if there is any graph."""
         if self.default and self.default.provider == "langgraph":

@@ -9,6 +9,7 @@ import logging
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -128,6 +129,21 @@ def events_of(
     )
 
 
+def followed(
+    worker: Worker,
+    open_: Callable[[], Any],
+    translation: Translation,
+    ended: Callable[[], object] = lambda: None,
+    *,
+    blocks: bool = False,
+) -> AsyncGenerator[Batch]:
+    """Follow what `open_` opens, where it can block; see Worker.stream."""
+    if blocks:
+        made = partial(translated_blocking, open_, translation)
+        return worker.stream_blocking(made, ended, translation.tally.stop)
+    return worker.stream(partial(translated, open_, translation), ended, translation.tally.stop)
+
+
 async def translated(open_: Callable[[], AsyncIterator[Any]], translation: Translation) -> AsyncGenerator[Batch]:
     """Follow a stream; it is closed with this, in the same task."""
     source: Any = None
@@ -136,9 +152,9 @@ async def translated(open_: Callable[[], AsyncIterator[Any]], translation: Trans
         async for part in source:
             if batch := [*translation.feed(part)]:
                 yield batch
-    except Fault:
-        raise
     except Exception as exc:
+        if translation.tally.stopped or isinstance(exc, Fault):
+            raise
         raise translation.fault(exc) from exc
     finally:
         if hasattr(source, "aclose"):
@@ -154,9 +170,9 @@ def translated_blocking(open_: Callable[[], Iterator[Any]], translation: Transla
         for part in source:
             if batch := [*translation.feed(part)]:
                 yield batch
-    except Fault:
-        raise
     except Exception as exc:
+        if translation.tally.stopped or isinstance(exc, Fault):
+            raise
         raise translation.fault(exc) from exc
     finally:
         if hasattr(source, "close"):

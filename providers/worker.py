@@ -28,6 +28,10 @@ SWITCH_INTERVAL = 0.0005
 CLOSE_TIMEOUT = 1.0  # what is cancelled has so long, in seconds, to close its connections before its viewers are told
 
 
+def _nothing() -> None:
+    """Do it."""
+
+
 class Left(Exception):
     """Nobody takes what is made: whoever makes it can stop."""
 
@@ -118,9 +122,12 @@ class Worker:
         return await self._open.enter_async_context(context)
 
     async def stream(
-        self, make: Callable[[], AsyncGenerator[Batch]], ended: Callable[[], object] = lambda: None
+        self,
+        make: Callable[[], AsyncGenerator[Batch]],
+        ended: Callable[[], object] = _nothing,
+        stop: Callable[[], object] = _nothing,
     ) -> AsyncGenerator[Batch]:
-        """Yield what `make` makes over there, in a task of its own; closing this cancels that.
+        """Yield what `make` makes over there, in a task of its own; closing this calls `stop` and cancels the task.
 
         `ended` is called, here, once it has ended: code that resists its cancellation may put that off.
         """
@@ -138,15 +145,19 @@ class Worker:
                 yield batch
         finally:
             channel.leave()
+            stop()
             loop.call_soon_threadsafe(lambda: tasks[0].cancel())
             await asyncio.wait((channel.over,), timeout=CLOSE_TIMEOUT)
 
     async def stream_blocking(
-        self, make: Callable[[], Generator[Batch]], ended: Callable[[], object] = lambda: None
+        self,
+        make: Callable[[], Generator[Batch]],
+        ended: Callable[[], object] = _nothing,
+        stop: Callable[[], object] = _nothing,
     ) -> AsyncGenerator[Batch]:
-        """Yield what `make` makes in a thread of the pool, which ends at the next thing it makes once this is closed.
+        """Yield what `make` makes in a thread of the pool; closing this calls `stop`.
 
-        `ended` is called, here, once it has.
+        The thread ends with the next thing it makes, and `ended` is called, here, once it has.
         """
         channel = Channel()
         channel.over.add_done_callback(lambda over: ended())
@@ -157,6 +168,7 @@ class Worker:
                 yield batch
         finally:
             channel.leave()
+            stop()
             work.cancel()  # if it has not begun
 
     async def close(self) -> None:

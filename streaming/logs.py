@@ -17,5 +17,6 @@ def keep_prompts_out() -> None:
     for name in ("uvicorn.access", "uvicorn.error"):
         if not any(isinstance(known, NoPrompts) for known in logging.getLogger(name).filters):
             logging.getLogger(name).addFilter(NoPrompts())
-    for name in ("sse_starlette", "openai", "anthropic", "httpx2", "httpcore2"):  # they log bodies when at DEBUG
+    # They log bodies at DEBUG, and what a node has raised at INFO.
+    for name in ("sse_starlette", "openai", "anthropic", "httpx2", "httpcore2", "langchain_core", "langgraph"):
         logging.getLogger(name).setLevel(logging.WARNING)
