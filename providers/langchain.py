@@ -65,7 +65,9 @@ class Chains:
 
     def __init__(self, settings: ProviderSettings, worker: Worker) -> None:
         self._worker = worker
-        self._chains = {name: _Chain(runnable) for name, runnable in find(settings.options, worker).items()}
+        self._chains = {
+            name: _Chain(runnable) for name, runnable in find(settings.options, worker, Runnable, "a chain").items()
+        }
 
     def prepare(self, request: RunRequest) -> RunRequest:
         if foreign := request.given(FOR_GRAPHS):

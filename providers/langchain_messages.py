@@ -6,6 +6,7 @@ A message may be a chunk or whole; of whole ones that were streamed before, Lang
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from langchain_core.callbacks import BaseCallbackHandler
@@ -23,14 +24,15 @@ from .plain import plain
 
 def conversation(request: RunRequest) -> list[BaseMessage]:
     """The messages in LangChain's words, the system's first."""
-    messages = [msgspec.to_builtins(message) for message in request.messages]
+    messages = [{"content": "", **msgspec.to_builtins(message)} for message in request.messages]
     if request.system is not None:
         messages.insert(0, {"role": "system", "content": request.system})
     return convert_to_messages(messages)
 
 
 class _OpenCall(Struct):
-    place: int
+    place: int  # among all calls of the run
+    index: Any  # LangChain's own
     id: str
     tool: str
     parts: list[str]
@@ -43,7 +45,7 @@ class Messages:
 
     def __init__(self) -> None:
         self._places = 0
-        self._open: dict[str | None, dict[Any, _OpenCall]] = {}  # by message and LangChain's own index
+        self._open: dict[str | None, list[_OpenCall]] = {}  # by message
 
     def feed(
         self, message: Any, node: str | UnsetType = UNSET, ns: tuple[str, ...] | UnsetType = UNSET
@@ -69,23 +71,20 @@ class Messages:
     def _call(
         self, message_id: str | None, chunk: ToolCallChunk, node: str | UnsetType, ns: tuple[str, ...] | UnsetType
     ) -> Event:
-        calls, index, args = self._open.setdefault(message_id, {}), chunk.get("index"), chunk.get("args") or ""
-        call = calls.get(index)
-        if call and (not chunk.get("id") or chunk["id"] == call.id):
-            call.parts.append(args)
-            return ToolCallDelta(call.place, args, node=node, ns=ns)
+        """Add a fragment to its call: by its id where it has one, as several may share an index, else by that."""
+        calls, call_id, args = self._open.setdefault(message_id, []), chunk.get("id"), chunk.get("args") or ""
+        index = chunk.get("index")
+        for call in reversed(calls):
+            if (call.id == call_id) if call_id else (call.index == index):
+                call.parts.append(args)
+                return ToolCallDelta(call.place, args, node=node, ns=ns)
         place = self._places
         self._places += 1
-        if call:  # another call under the same index
-            calls[index, place] = call
-        call = calls[index] = _OpenCall(
-            place, chunk.get("id") or f"call_{place}", chunk.get("name") or "", [args], node, ns
-        )
-        return ToolCallDelta(place, args, call.id, call.tool, node, ns)
+        calls.append(_OpenCall(place, index, call_id or f"call_{place}", chunk.get("name") or "", [args], node, ns))
+        return ToolCallDelta(place, args, calls[-1].id, calls[-1].tool, node, ns)
 
     def _close(self, message_id: str | None) -> Iterator[Event]:
-        calls = self._open.pop(message_id, {})
-        for call in sorted(calls.values(), key=lambda call: call.place):
+        for call in self._open.pop(message_id, []):
             args, _ = arguments("".join(call.parts))
             yield ToolCall(call.id, call.tool, args, call.node, call.ns)
 
@@ -115,6 +114,7 @@ _REASONS: dict[str, FinishReason] = {
     "length": "length",
     "max_tokens": "length",
     "MAX_TOKENS": "length",
+    "max_output_tokens": "length",
     "content_filter": "content_filter",
     "refusal": "content_filter",
     "SAFETY": "content_filter",
@@ -134,19 +134,24 @@ logging.getLogger("langchain_core.callbacks.manager").addFilter(lambda record: "
 class Tally(BaseCallbackHandler):
     """Adds up what the models of a run report, wherever in it they are called, and why the last one stopped.
 
-    Once it is `stopped`, it stops them: with the next token, or before the next model or tool. That reaches models that
-    are called in threads, which no cancellation does.
+    Of a graph it also knows whether a node has begun, and which one has raised what.
+
+    Once it is `stopped`, it stops what it is told of: with a model's next token, or before the next node, model, tool.
+    That reaches what runs in threads, which no cancellation does.
     """
 
     run_inline = True  # nothing in it waits
     raise_error = True
-    ignore_chain = ignore_retriever = ignore_agent = ignore_custom_event = True
+    ignore_retriever = ignore_agent = ignore_custom_event = True
 
     def __init__(self) -> None:
         self._seen: list[Mapping[str, Any]] = []  # models in several threads may append
         self._told = 0
         self.reason: FinishReason = "stop"
         self.stopped = False
+        self.begun = False
+        self._nodes: dict[UUID, str] = {}
+        self._raised: list[tuple[BaseException, str]] = []  # the innermost first
 
     def stop(self) -> None:
         self.stopped = True
@@ -157,13 +162,32 @@ class Tally(BaseCallbackHandler):
 
     on_chat_model_start = on_llm_start = on_llm_new_token = on_tool_start = _go_on
 
+    def on_chain_start(
+        self, serialized: Any, inputs: Any, *, run_id: UUID, metadata: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self._go_on()
+        node = (metadata or {}).get("langgraph_node")
+        if node and node != "__start__":  # where a graph looks at its input
+            self.begun = True
+            self._nodes[run_id] = node
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._nodes.pop(run_id, None)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        if node := self._nodes.pop(run_id, None):
+            self._raised.append((error, node))
+
+    def node_of(self, error: BaseException) -> str | None:
+        """Return the name of the node that has raised it."""
+        return next((node for raised, node in self._raised if raised is error), None)
+
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         for generation in (one for some in response.generations for one in some):
             message = getattr(generation, "message", None)
             if not isinstance(message, AIMessage):
                 continue
-            told = message.response_metadata
-            self.reason = _REASONS.get(str(told.get("finish_reason") or told.get("stop_reason")), "stop")
+            self.reason = _reason(message)
             if message.usage_metadata:
                 self._seen.append(message.usage_metadata)
 
@@ -186,6 +210,13 @@ class Tally(BaseCallbackHandler):
             cached or UNSET,
             thought or UNSET,
         )
+
+
+def _reason(message: AIMessage) -> FinishReason:
+    told = message.response_metadata
+    cut = told.get("incomplete_details") or {}  # of OpenAI's Responses
+    reason = told.get("finish_reason") or told.get("stop_reason") or cut.get("reason")
+    return _REASONS.get(str(reason)) or ("tool_calls" if message.tool_calls else "stop")
 
 
 def _sum(counts: Iterable[int | None]) -> int:

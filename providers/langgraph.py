@@ -1,7 +1,7 @@
 """LangGraph: compiled graphs, by name. Their stream modes are events of the same names; `messages` are the usual ones.
 
-https://docs.langchain.com/oss/python/langgraph/streaming. Subgraphs are always included, with their namespace. `tasks`
-and `updates` are followed even where nobody asked for them: they tell which node fails, and who waits for a person.
+https://docs.langchain.com/oss/python/langgraph/streaming. Subgraphs are always included, with their namespace.
+`updates` are followed even where nobody asked for them: they tell who waits for a person.
 
 A graph with a checkpointer keeps threads. One run at a time goes on with a thread; the next waits until it has ended,
 also where it was stopped and is still busy with that.
@@ -9,7 +9,7 @@ also where it was stopped and is still busy with that.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NoReturn
@@ -22,11 +22,12 @@ from langgraph.types import Command
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from streaming.errors import Fault, RequestError, SettingsError, UpstreamError
+from streaming.errors import Fault, RequestError, UpstreamError
 from streaming.events import (
     Checkpoints,
     Custom,
     Debug,
+    Events,
     FinishReason,
     GraphEvent,
     Interrupt,
@@ -39,20 +40,21 @@ from streaming.request import ProviderSettings, RunRequest
 from . import Item
 from .plain import plain
 from .runnables import (
-    Inside,
+    FOR_EVENTS,
     Intake,
+    Places,
     Translation,
     check,
     config_of,
     events_of,
-    failure,
     find,
     followed,
-    refusal,
+    raised_in,
 )
 from .worker import Batch, Worker
 
 DEFAULT = ["messages", "updates"]
+WAITING = "__interrupt__"
 EVENTS: dict[str, type[GraphEvent]] = {
     "values": Values,
     "updates": Updates,
@@ -61,7 +63,8 @@ EVENTS: dict[str, type[GraphEvent]] = {
     "checkpoints": Checkpoints,
     "debug": Debug,
 }
-# What LangGraph raises, before any node begins, where it does not like its input.
+# Where LangGraph looks at what it is given, and what it raises where it does not like that, before any node begins.
+LOOKING: Places = {("langgraph.pregel._loop", "_first")}
 REFUSING = (
     ValueError,
     TypeError,
@@ -73,45 +76,21 @@ REFUSING = (
 )
 
 
-class Parts(Translation):
-    """What a graph streams (`{type, ns, data}`) -> events."""
+class _OfGraph(Translation):
+    """What a graph streams; `titles` are those of the schemas that it holds its input against."""
 
-    def __init__(self, what: str, modes: Sequence[str], titles: Collection[str] = ()) -> None:
+    def __init__(self, what: str, titles: Collection[str]) -> None:
         super().__init__(what)
-        self.modes = modes
         self._titles = titles
-        self._begun = False
-        self._failed: list[tuple[Any, str]] = []  # what nodes have raised, the innermost first
         self._asked: set[str] = set()
         self._waits = False
 
-    def feed(self, part: Any) -> Iterator[Item]:
-        mode, ns, data = part["type"], tuple(part["ns"]), part["data"]
-        if mode == "messages":
-            message, metadata = data
-            yield from self.messages.feed(message, metadata.get("langgraph_node", UNSET), ns or UNSET)
-        elif mode == "updates":
-            data = {name: change for name, change in data.items() if name != "__interrupt__"}
-            yield from self._interrupts(part["data"].get("__interrupt__"), ns)
-        elif mode == "tasks":
-            self._task(data)
-        if mode in self.modes and mode != "messages" and data:
-            yield EVENTS[mode](ns, plain(data))
-        yield from self.tally.news()
-
-    def _interrupts(self, interrupts: Any, ns: tuple[str, ...]) -> Iterator[Item]:
-        if interrupts is None:
-            return
-        self._waits = self._waits or not ns
+    def interrupts(self, interrupts: Iterable[Any], *, outermost: bool) -> Iterator[Item]:
+        self._waits = self._waits or outermost
         for one in interrupts:
             if one.id not in self._asked:  # each graph around the one that waits says so too
                 self._asked.add(one.id)
                 yield Interrupt(one.id, plain(one.value))
-
-    def _task(self, task: dict[str, Any]) -> None:
-        self._begun = True
-        if task.get("error") is not None:
-            self._failed.append((task["error"], task["name"]))
 
     @property
     def reason(self) -> FinishReason:
@@ -119,13 +98,64 @@ class Parts(Translation):
             return "interrupt"
         return "stop" if self.tally.reason == "tool_calls" else self.tally.reason
 
+    def refuses(self, exc: Exception) -> bool:
+        if getattr(exc, "title", None) in self._titles or raised_in(exc, LOOKING):
+            return True
+        return isinstance(exc, REFUSING) and not self.tally.begun
+
+    def failed_where(self, exc: Exception) -> str:
+        node = self.tally.node_of(exc)
+        return f"The node {node!r}" if node else self.what
+
     def fault(self, exc: Exception) -> Fault:
         if isinstance(exc, GraphRecursionError):
             return UpstreamError("graph_failed", f"{self.what} took more steps than its recursion limit allows.")
-        if getattr(exc, "title", None) in self._titles or not self._begun:
-            return refusal(exc) if isinstance(exc, REFUSING) else failure(self.what, exc)
-        node = next((name for error, name in self._failed if error is exc), None)
-        return failure(f"The node {node!r}" if node else self.what, exc)
+        return super().fault(exc)
+
+
+class Parts(_OfGraph):
+    """`{type, ns, data}` of its stream modes -> events."""
+
+    def __init__(self, what: str, titles: Collection[str], modes: Sequence[str]) -> None:
+        super().__init__(what, titles)
+        self.modes = modes
+
+    def feed(self, part: Any) -> Iterator[Item]:
+        mode, ns, data = part["type"], tuple(part["ns"]), part["data"]
+        if mode == "messages":
+            message, metadata = data
+            yield from self.messages.feed(message, metadata.get("langgraph_node", UNSET), ns or UNSET)
+        elif mode == "updates" and WAITING in data:
+            yield from self.interrupts(data[WAITING], outermost=not ns)
+            changed = {name: change for name, change in data.items() if name != WAITING}
+            if changed and mode in self.modes:
+                yield Updates(ns, plain(changed))
+        elif mode in self.modes:
+            yield EVENTS[mode](ns, plain(data))
+        yield from self.tally.news()
+
+
+class Inside(_OfGraph):
+    """`astream_events` -> events. The outermost ones tell of interrupts; they go out only if they were asked for."""
+
+    def __init__(self, what: str, titles: Collection[str], request: RunRequest) -> None:
+        super().__init__(what, titles)
+        self._request = request
+
+    def feed(self, part: Any) -> Iterator[Item]:
+        outermost = not part["parent_ids"]
+        chunk = part["data"].get("chunk")
+        if outermost and isinstance(chunk, dict) and WAITING in chunk:
+            yield from self.interrupts(chunk[WAITING], outermost=True)
+        if not outermost or self._wants(part):
+            yield Events((), plain(part))
+        yield from self.tally.news()
+
+    def _wants(self, part: Any) -> bool:
+        names, types, tags = (getattr(self._request, name) for name in FOR_EVENTS)
+        if names is types is tags is None:
+            return True
+        return part["name"] in (names or ()) or "chain" in (types or ()) or not {*part["tags"]}.isdisjoint(tags or ())
 
 
 class _Graph:
@@ -144,6 +174,8 @@ class _Graph:
         check(request)
         if not self.keeps_threads and (foreign := request.given(("thread_id", "resume"))):
             _refuse(foreign[0], f"`{foreign[0]}` needs a checkpointer, and {_lower(self.what)} has none.")
+        if request.resume is None:  # which LangGraph takes for none at all
+            _refuse("resume", "`resume` is the answer to an interrupt, and null is none.")
         if request.thread_id is None and (request.resume is not UNSET or request.input is None):
             _refuse("thread_id", "Name the thread that shall go on: `thread_id`.")
         if self.blocks and request.events:
@@ -157,21 +189,25 @@ class _Graph:
 
     def stream(self, worker: Worker, request: RunRequest, ended: Callable[[], object]) -> AsyncGenerator[Batch]:
         if request.events:
-            inside = Inside(self.what)
-            return followed(
-                worker, partial(events_of, self.pregel, self.input_of, request, inside.tally), inside, ended
-            )
+            return followed(worker, *self._inside(request), ended)
         modes = [request.stream_mode] if isinstance(request.stream_mode, str) else request.stream_mode or DEFAULT
-        parts = Parts(self.what, modes, self.intake.titles)
+        parts = Parts(self.what, self.intake.titles, modes)
         stream = self.pregel.stream if self.blocks else self.pregel.astream
         return followed(worker, partial(self._open, stream, request, parts), parts, ended, blocks=self.blocks)
+
+    def _inside(self, request: RunRequest) -> tuple[Callable[[], Any], Inside]:
+        inside = Inside(self.what, self.intake.titles, request)
+        options: dict[str, Any] = {"context": request.context}
+        if request.given(FOR_EVENTS):
+            options["include_names"] = [*(request.include_names or ()), self.pregel.get_name()]
+        return partial(events_of, self.pregel, self.input_of, request, inside.tally, **options), inside
 
     def _open(self, stream: Callable[..., Any], request: RunRequest, parts: Parts) -> Any:
         return stream(
             self.input_of(request),
             config_of(request, parts.tally),
             context=request.context,
-            stream_mode=[*dict.fromkeys([*parts.modes, "tasks", "updates"])],
+            stream_mode=[*dict.fromkeys([*parts.modes, "updates"])],
             subgraphs=True,
             version="v2",
         )
@@ -190,9 +226,7 @@ class Graphs:
 
     def __init__(self, settings: ProviderSettings, worker: Worker) -> None:
         self._worker = worker
-        found = find(settings.options, worker)
-        if problems := [f"{name}: it is no graph" for name, graph in found.items() if not isinstance(graph, Pregel)]:
-            raise SettingsError(*problems)
+        found = find(settings.options, worker, Pregel, "a compiled graph")
         self._graphs = {name: _Graph(name, graph, blocks=worker.call(_blocks(graph))) for name, graph in found.items()}
 
     def prepare(self, request: RunRequest) -> RunRequest:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -41,28 +42,29 @@ TALK = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# It never learnt to call tools, and told how to, it would not; it does what it has seen done. llama.cpp reads off this
-# template how a call is written, and streams those that the model writes so as tool calls, held to the tools' schemas.
+# With tools it is another story. It never learnt to call them, and being told how does not help: it does what it has
+# seen done, so an example comes first. llama.cpp reads off the template how a call is written; what the model writes so
+# is then held to the tools' schemas, and streamed as a tool call.
 EXAMPLE = (
     "<|im_start|>user\nWhat is the time in Oslo?<|im_end|>\n"
-    "<|im_start|>assistant\n"
-    '<tool_call>{"name": "time", "arguments": {"city": "Oslo"}}</tool_call><|im_end|>\n'
+    '<|im_start|>assistant\n<tool_call>{"name": "time", "arguments": {"city": "Oslo"}}</tool_call><|im_end|>\n'
     "<|im_start|>tool\n12:00<|im_end|>\n"
     "<|im_start|>assistant\nIt is 12:00 in Oslo.<|im_end|>\n"
 )
-TOOLS = (
-    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}"
-    "<|im_start|>system\n"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}" + SYSTEM + "{% endif %}\n\n"
-    "<tools>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}</tools><|im_end|>\n" + EXAMPLE + ""
-    "{% for message in rest %}<|im_start|>{{ message['role'] }}\n{{ message['content'] or '' }}"
+WORK = (
+    "{% set told = messages[0]['role'] == 'system' %}"
+    "<|im_start|>system\n{{ messages[0]['content'] if told else '" + SYSTEM + "' }}\n"
+    "<tools>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}</tools><|im_end|>\n"
+    + EXAMPLE
+    + "{% for message in messages[1:] if told else messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] or '' }}"
     "{% for call in message['tool_calls'] or [] %}"
     "<tool_call>{\"name\": {{ call['function']['name'] | tojson }}, "
     "\"arguments\": {{ call['function']['arguments'] | tojson }}}</tool_call>"
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TEMPLATE = "{% if tools %}" + TOOLS + "{% else %}" + TALK + "{% endif %}"
+TEMPLATE = "{% if tools %}" + WORK + "{% else %}" + TALK + "{% endif %}"
 
 
 class Address(Struct, frozen=True):
@@ -78,9 +80,19 @@ class ModelServer:
         self._folder = _folder()
         self._child: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
+        self._turn = threading.Lock()  # of the threads that call; the file lock is for processes
 
     def address(self) -> Address:
         """Return where the server is, starting it if need be. Raises UpstreamError where it does not come up."""
+        with self._turn:
+            return self._address()
+
+    def close(self) -> None:
+        """End the server if it is ours. Idempotent."""
+        with self._turn:
+            self._close()
+
+    def _address(self) -> Address:
         deadline = time.monotonic() + START_TIMEOUT
         try:
             while time.monotonic() < deadline:
@@ -94,8 +106,7 @@ class ModelServer:
             raise UpstreamError("upstream_unavailable", text) from exc
         raise UpstreamError("upstream_unavailable", "The embedded model did not start in time.")
 
-    def close(self) -> None:
-        """End the server if it is ours. Idempotent."""
+    def _close(self) -> None:
         if self._lock is None:
             return
         self._end_child()

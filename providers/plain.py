@@ -1,52 +1,89 @@
 """Anything as plain JSON: the states of graphs hold what their authors please."""
 
-from collections.abc import Mapping
+import math
+from base64 import b64encode
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from enum import Enum
 from typing import Any
 
 import msgspec
 
 DEPTH = 100  # of what is in what: more is no state, but a mistake
+MOST = 1_000_000  # values in all: what holds the same thing twice at each level has soon more than any machine
+SO_ON = "(and so on)"
 
 
-def plain(value: Any, path: tuple[int, ...] = ()) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON's own types for any value, as a copy: what JSON cannot hold becomes text where it stands.
 
-    Never raises. Of an exception only its type is told: its words may hold anything. `path` is what it is in.
+    Never raises. Of an exception only its type is told: its words may hold anything.
     """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**64 else str(int(value))
-    if isinstance(value, float):
-        return float(value) if value - value == 0 else str(float(value))  # NaN and the infinities are no JSON
-    if id(value) in path or len(path) == DEPTH:
-        return "(and so on)"
-    try:
-        return _opened(value, (*path, id(value)))
-    except Exception:  # code of any type's own: __str__, model_dump, __iter__
-        return f"<{type(value).__name__}>"
+    return _Copy().of(value)
 
 
-def _opened(value: Any, path: tuple[int, ...]) -> Any:
-    if isinstance(value, Mapping):
-        return {key if type(key) is str else str(plain(key)): plain(item, path) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, path) for item in value]
-    if isinstance(value, BaseException):
-        return type(value).__name__
-    if isinstance(value, bytes | bytearray | date | time | timedelta):
-        return msgspec.to_builtins(value)
-    if isinstance(value, Enum):
-        return plain(value.value, path)
-    if isinstance(value, type):
-        return value.__name__
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump(), path)
-    if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name), path) for field in fields(value)}
-    return str(value)
+class _Copy:
+    """One copy being made. Types are asked, not values: what a value says of itself may be wrong, or raise."""
+
+    def __init__(self) -> None:
+        self._left = MOST
+        self._path: list[int] = []  # what the value at hand is in
+
+    def of(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if issubclass(kind, str):
+            return str.__str__(value)
+        try:
+            if issubclass(kind, int):
+                number = int.__index__(value)
+                return number if -(2**63) <= number < 2**64 else str(number)
+            if issubclass(kind, float):
+                fraction = float.__float__(value)
+                return fraction if math.isfinite(fraction) else str(fraction)
+            return self._whole(value, kind)
+        except Exception:  # code of any type's own: __str__, model_dump, __iter__
+            return f"<{_name(kind)}>"
+
+    def _whole(self, value: Any, kind: type[Any]) -> Any:
+        self._left -= 1
+        if id(value) in self._path or len(self._path) == DEPTH or self._left < 0:
+            return SO_ON
+        self._path.append(id(value))
+        try:
+            return self._opened(value, kind)
+        finally:
+            self._path.pop()
+
+    def _opened(self, value: Any, kind: type[Any]) -> Any:
+        if issubclass(kind, BaseException):
+            return _name(kind)
+        if issubclass(kind, type):
+            return _name(value)
+        if issubclass(kind, Enum):
+            return self.of(value.value)
+        if issubclass(kind, bytes | bytearray | memoryview):
+            return b64encode(value).decode()
+        if kind in (date, datetime, time, timedelta):
+            return msgspec.to_builtins(value)
+        if issubclass(kind, date | time):
+            return value.isoformat()
+        if issubclass(kind, Mapping):
+            return {self._key(key): self.of(item) for key, item in value.items()}
+        if issubclass(kind, Collection):
+            return [self.of(item) for item in value]
+        if hasattr(kind, "model_dump"):
+            return self.of(value.model_dump())
+        if is_dataclass(kind):
+            return {field.name: self.of(getattr(value, field.name)) for field in fields(kind)}
+        return str.__str__(str(value))
+
+    def _key(self, key: Any) -> str:
+        told = self.of(key)
+        return told if isinstance(told, str) else str(told)
+
+
+def _name(kind: type[Any]) -> str:
+    return str(type.__dict__["__name__"].__get__(kind))

@@ -138,10 +138,14 @@ class Providers:
     def _take_runnables(self, provider: str, entry: _Entry) -> None:
         """Make them now, so that one that does not import stops the start; each has a path of its own."""
         taken = {*self._entries, *KINDS, *self._runnables, *RESERVED}
-        if problems := [f"{name}: not a name for a path, or taken" for name in entry.models if not _free(name, taken)]:
+        problems = [f"{name}: not a name for a path, or taken" for name in entry.models if not _free(name, taken)]
+        try:
+            self._make(entry)
+        except SettingsError as exc:
+            problems += exc.problems
+        if problems:
             raise SettingsError(*problems)
         self._runnables |= {name: Model(provider, name) for name in entry.models}
-        self._make(entry)
 
     @property
     def names(self) -> list[str]:

@@ -23,21 +23,24 @@ from streaming.request import RunRequest
 from . import Item, load_target, scrub, upstream_error
 from .langchain_messages import Messages, Tally, conversation
 from .plain import plain
-from .worker import Batch, Worker
+from .worker import Batch, BrokenOff, Worker
 
 logger = logging.getLogger("sidestream")
+Places = set[tuple[Any, str | None]]
 
 
-def find(targets: Mapping[str, str], worker: Worker) -> dict[str, Any]:
-    """Return the runnables by name. Raises SettingsError that names each one that cannot be had."""
+def find(targets: Mapping[str, str], worker: Worker, wanted: type[Any], what: str) -> dict[str, Any]:
+    """Return what is `wanted`, by name. Raises SettingsError that names each one that cannot be had."""
     found, problems = {}, []
     for name, target in targets.items():
         try:
             found[name] = worker.call(_made(load_target(target), worker))
-            if not isinstance(found[name], Runnable):
-                problems.append(f"{name}: {target} is {_kind(found[name])}, not a chain or a compiled graph")
+            if not isinstance(found[name], wanted):
+                problems.append(f"{name}: {target} is {_kind(found[name])}, not {what}")
         except SettingsError as exc:
             problems += [f"{name}: {problem}" for problem in exc.problems]
+        except BrokenOff as exc:
+            problems.append(f"{name}: {target} fails: {exc.why}")
         except Exception as exc:  # whatever a factory does
             problems.append(f"{name}: {target} fails: {type(exc).__name__}: {exc}")
     if problems:
@@ -104,7 +107,19 @@ class Translation:
 
     def fault(self, exc: Exception) -> Fault:
         """Translate what the runnable has raised: the input was refused, or it failed."""
-        return refusal(exc) if _refuses(exc) else failure(self.what, exc)
+        if self.tally.stopped:  # it comes to pieces, and nobody is there
+            return UpstreamError("graph_failed", f"{self.what} was stopped.")
+        if isinstance(exc, Fault) and not isinstance(exc, BrokenOff):
+            return exc
+        return refusal(exc) if self.refuses(exc) else failure(self.failed_where(exc), exc)
+
+    def refuses(self, exc: Exception) -> bool:
+        """Tell whether `exc` says that the input is wrong."""
+        return raised_in(exc, LOOKING)
+
+    def failed_where(self, exc: Exception) -> str:
+        """Name what has raised `exc`."""
+        return self.what
 
 
 class Inside(Translation):
@@ -116,17 +131,15 @@ class Inside(Translation):
 
 
 def events_of(
-    runnable: Runnable[Any, Any], input_of: Callable[[RunRequest], Any], request: RunRequest, tally: Tally
+    runnable: Runnable[Any, Any],
+    input_of: Callable[[RunRequest], Any],
+    request: RunRequest,
+    tally: Tally,
+    **options: Any,
 ) -> AsyncIterator[Any]:
     """Open the stream of what goes on in a runnable, as much of it as the request asks for."""
-    return runnable.astream_events(
-        input_of(request),
-        config_of(request, tally),
-        version="v2",
-        include_names=request.include_names,
-        include_types=request.include_types,
-        include_tags=request.include_tags,
-    )
+    asked = {name: getattr(request, name) for name in FOR_EVENTS}
+    return runnable.astream_events(input_of(request), config_of(request, tally), version="v2", **{**asked, **options})
 
 
 def followed(
@@ -153,8 +166,6 @@ async def translated(open_: Callable[[], AsyncIterator[Any]], translation: Trans
             if batch := [*translation.feed(part)]:
                 yield batch
     except Exception as exc:
-        if translation.tally.stopped or isinstance(exc, Fault):
-            raise
         raise translation.fault(exc) from exc
     finally:
         if hasattr(source, "aclose"):
@@ -171,8 +182,6 @@ def translated_blocking(open_: Callable[[], Iterator[Any]], translation: Transla
             if batch := [*translation.feed(part)]:
                 yield batch
     except Exception as exc:
-        if translation.tally.stopped or isinstance(exc, Fault):
-            raise
         raise translation.fault(exc) from exc
     finally:
         if hasattr(source, "close"):
@@ -206,7 +215,7 @@ def check(request: RunRequest) -> None:
 
 
 # Where LangChain looks at an input: what is raised there says what is wrong with that.
-_LOOKING = {
+LOOKING: Places = {
     ("langchain_core.prompts.base", None),
     ("langchain_core.prompts.chat", None),
     ("langchain_core.messages.utils", None),
@@ -215,10 +224,11 @@ _LOOKING = {
 }
 
 
-def _refuses(exc: Exception) -> bool:
+def raised_in(exc: Exception, places: Places) -> bool:
+    """Tell whether `exc` was raised in one of the `places`: a module, or a function of one."""
     *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
     module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
-    return (module, None) in _LOOKING or (module, function) in _LOOKING
+    return (module, None) in places or (module, function) in places
 
 
 def refusal(exc: Exception) -> RequestError:
@@ -234,7 +244,9 @@ def refusal(exc: Exception) -> RequestError:
 def failure(what: str, exc: Exception) -> UpstreamError:
     """`what` has raised: tell its type, or what its own upstream answered; its words may hold a prompt or a key."""
     status = getattr(exc, "status_code", None)  # as both vendors' SDKs have it
-    why = upstream_error(status=status).text[:-1] if isinstance(status, int) else type(exc).__name__
+    why = exc.why if isinstance(exc, BrokenOff) else type(exc).__name__
+    if isinstance(status, int):
+        why = upstream_error(status=status).text[:-1]
     where = "".join(traceback.format_tb(exc.__traceback__))
     logger.warning("%s failed: %s\n%s", what, type(exc).__name__, where)
     return UpstreamError("graph_failed", f"{what} failed: {why}.")

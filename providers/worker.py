@@ -6,11 +6,13 @@ comes over through a channel: bounded, in order, nothing lost. It knows nothing 
 """
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, closing, suppress
+from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -19,6 +21,7 @@ from streaming.errors import UpstreamError
 
 from . import Item
 
+logger = logging.getLogger("sidestream")
 Value = TypeVar("Value")
 Batch = list[Item]
 MOST = 256  # items that wait to be taken; then who makes them waits
@@ -36,11 +39,12 @@ class Left(Exception):
     """Nobody takes what is made: whoever makes it can stop."""
 
 
-class Exited(UpstreamError):
-    """What runs here has tried to end the process."""
+class BrokenOff(UpstreamError):
+    """What runs here ended by what is no mere failure: sys.exit(), a cancellation of its own."""
 
-    def __init__(self) -> None:
-        super().__init__("graph_failed", "It has tried to end the process.")
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__("graph_failed", f"It broke off: {type(cause).__name__}.")
+        self.why = type(cause).__name__
 
 
 class Channel:
@@ -69,7 +73,7 @@ class Channel:
     def close(self, work: "Future[None] | asyncio.Future[None]") -> None:
         """Say that nothing follows, since `work` is done. The loop may be gone by then."""
         raised = None if work.cancelled() else work.exception()
-        fault = raised if raised is None or isinstance(raised, Exception) else Exited()
+        fault = raised if raised is None or isinstance(raised, Exception) else BrokenOff(raised)
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._close, fault)
 
@@ -98,7 +102,7 @@ class Channel:
         with self._lock:
             items, self._items = self._items, []
             room, self._room = self._room, None
-        if room:
+        if room and room.set_running_or_notify_cancel():
             room.set_result(None)
         return items
 
@@ -161,7 +165,7 @@ class Worker:
         """
         channel = Channel()
         channel.over.add_done_callback(lambda over: ended())
-        work = self._pool.submit(_pump_blocking, channel, make)
+        work = self._pool.submit(copy_context().run, _pump_blocking, channel, make)
         work.add_done_callback(channel.close)
         try:
             while batch := await channel.take():
@@ -174,8 +178,10 @@ class Worker:
     async def close(self) -> None:
         """Cancel what runs, close what is open, end the thread. Threads of the pool that sleep are left to it."""
         if self._loop:
-            finishing = asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
-            await asyncio.wait((asyncio.wrap_future(finishing),), timeout=2 * CLOSE_TIMEOUT)
+            finishing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._finish(), self._loop))
+            await asyncio.wait((finishing,), timeout=2 * CLOSE_TIMEOUT)
+            if finishing.done() and (fault := finishing.exception()):
+                logger.error("what a factory opened does not close: %s", type(fault).__name__)
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _finish(self) -> None:
@@ -253,7 +259,5 @@ def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:
         return
     try:
         future.set_result(call())
-    except SystemExit:
-        future.set_exception(Exited())
-    except Exception as exc:
-        future.set_exception(exc)
+    except BaseException as exc:  # as in any pool: whatever it is, it ends the call and not the thread
+        future.set_exception(exc if isinstance(exc, Exception) else BrokenOff(exc))

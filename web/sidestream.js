@@ -51,6 +51,8 @@ export class StreamError extends Error {
 
 class Answer {
   text = "";
+  #thread;               // of a graph that keeps one
+  #interrupts = [];      // what it asks a person
   #options;
   #base;
   #run;
@@ -140,7 +142,9 @@ class Answer {
     const data = JSON.parse(json), told = { event, id, data }, { onEvent, onToken } = this.#options;
     this.#seen = id;
     this.#events.push(told);
+    if (event === "start") this.#thread = data.thread_id;
     if (event === "token") this.text += data.token;
+    if (event === "interrupt") this.#interrupts.push(data);
     if (TERMINAL.includes(event)) this.#conclude(told);
     this.#wake();
     onEvent?.(told);
@@ -163,7 +167,8 @@ class Answer {
   }
 
   #conclude({ event, id, data }) {
-    if (event === "done") return this.#end(null, { text: this.text, event, id, data });
+    const graph = { thread_id: this.#thread, interrupts: this.#interrupts };
+    if (event === "done") return this.#end(null, { text: this.text, ...graph, event, id, data });
     const { error = `The run was cancelled: ${data.reason}.`, code = data.reason, retryable } = data;
     this.#end(new StreamError(error, { code, retryable, data }));
   }

@@ -2,7 +2,7 @@
 
 import { EventSource as NodeEventSource } from "eventsource";
 import { follow, stream, StreamError } from "sidestream";
-import type { Answer, ChatRequest, Done, Result, Run, StreamEvent, Usage } from "sidestream";
+import type { Answer, ChatRequest, Done, Interrupt, Result, Run, StreamEvent, Usage } from "sidestream";
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 const same = <A, B>(_: Same<A, B>): void => {};
@@ -21,6 +21,32 @@ const request: ChatRequest = {
   provider_options: { store: false },
   linger: 30,
 };
+
+const graph: ChatRequest = {
+  input: { topic: "streams" },
+  model: "langgraph/agent",
+  thread_id: "mine",
+  stream_mode: ["messages", "updates"],
+  config: { configurable: { user: "Anna" }, recursion_limit: 50 },
+  context: { name: "Anna" },
+};
+
+export async function goesOn(): Promise<void> {
+  const { interrupts, thread_id } = await stream(graph).result;
+  same<typeof interrupts, Interrupt[]>(true);
+  same<typeof thread_id, string | undefined>(true);
+  if (thread_id === undefined) return;
+  for await (const { event, data } of stream({ resume: { approved: true }, thread_id })) {
+    if (event === "start") same<typeof data.thread_id, string | undefined>(true);
+    else if (event === "interrupt") same<typeof data.value, unknown>(true);
+    else if (event === "updates" || event === "events") same<typeof data.ns, string[]>(true);
+    else if (event !== "tasks") continue;
+    else if ("input" in data.data) same<typeof data.data.triggers, string[]>(true);
+    else same<typeof data.data.error, string | null>(true);
+  }
+  await stream({ input: null, thread_id, events: true, include_types: ["tool"] }).result;
+  await stream({ messages: [{ role: "user", content: "Hi" }], thread_id, stream_mode: "values" }).result;
+}
 
 export async function reads(): Promise<void> {
   const controller = new AbortController();
@@ -73,6 +99,12 @@ export function fails(error: unknown): Usage | undefined {
 stream({ model: "local" });
 // @ts-expect-error: both
 stream({ message: "Hi", messages: [] });
+// @ts-expect-error: both
+stream({ message: "Hi", input: {} });
+// @ts-expect-error: an answer without the thread that asked
+stream({ resume: "yes" });
+// @ts-expect-error: no such mode
+stream({ message: "Hi", stream_mode: ["tokens"] });
 // @ts-expect-error: no such field
 stream({ message: "Hi", temprature: 1 });
 // @ts-expect-error: of another type

@@ -1,0 +1,1 @@
+"""Samples to copy. Nothing of the service imports them."""
