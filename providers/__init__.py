@@ -48,7 +48,7 @@ def load_target(target: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as exc:  # whatever a module does on import
+    except (Exception, SystemExit) as exc:  # whatever a module does on import
         raise SettingsError(f"cannot import {target}: {type(exc).__name__}: {exc}") from exc
 
 

@@ -10,8 +10,17 @@ from functools import partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda, RunnableParallel, RunnableSequence
-from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables import (
+    Runnable,
+    RunnableAssign,
+    RunnableBranch,
+    RunnableGenerator,
+    RunnableLambda,
+    RunnableParallel,
+    RunnableSequence,
+    RunnableWithFallbacks,
+)
+from langchain_core.runnables.base import RunnableBindingBase, RunnableEachBase
 from langchain_core.runnables.utils import AddableDict
 
 from streaming.errors import RequestError
@@ -96,17 +105,28 @@ def blocks(chain: Runnable[Any, Any]) -> bool:
 
 
 def _leaves(chain: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
-    if isinstance(chain, RunnableSequence):
-        parts = chain.steps
-    elif isinstance(chain, RunnableParallel):
-        parts = [*chain.steps__.values()]
-    elif isinstance(chain, RunnableBindingBase):
-        parts = [chain.bound]
-    else:
-        yield chain
-        return
+    parts = _parts(chain)
     for part in parts:
         yield from _leaves(part)
+    if not parts:
+        yield chain
+
+
+def _parts(chain: Runnable[Any, Any]) -> list[Runnable[Any, Any]]:
+    match chain:
+        case RunnableSequence():
+            return chain.steps
+        case RunnableParallel():
+            return [*chain.steps__.values()]
+        case RunnableAssign():
+            return [chain.mapper]
+        case RunnableBindingBase() | RunnableEachBase():
+            return [chain.bound]
+        case RunnableWithFallbacks():
+            return [*chain.runnables]
+        case RunnableBranch():
+            return [*(part for branch in chain.branches for part in branch), chain.default]
+    return []
 
 
 def _only_blocks(leaf: Runnable[Any, Any]) -> bool:

@@ -39,8 +39,8 @@ def find(targets: Mapping[str, str], worker: Worker, wanted: type[Any], what: st
                 problems.append(f"{name}: {target} is {_kind(found[name])}, not {what}")
         except SettingsError as exc:
             problems += [f"{name}: {problem}" for problem in exc.problems]
-        except BrokenOff as exc:
-            problems.append(f"{name}: {target} fails: {exc.why}")
+        except (BrokenOff, SystemExit) as exc:
+            problems.append(f"{name}: {target} fails: {getattr(exc, 'why', 'SystemExit')}")
         except Exception as exc:  # whatever a factory does
             problems.append(f"{name}: {target} fails: {type(exc).__name__}: {exc}")
     if problems:
@@ -81,7 +81,8 @@ class Intake:
         if "messages" in self.fields:
             return {"messages": messages}
         # A single one as its text: any prompt and any model takes that.
-        return messages[-1].text if self._takes_text or len(messages) == 1 else messages
+        is_text = len(messages) == 1 and all(block["type"] == "text" for block in messages[0].content_blocks)
+        return messages[-1].text if self._takes_text or is_text else messages
 
 
 class Translation:

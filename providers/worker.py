@@ -113,6 +113,7 @@ class Worker:
     def __init__(self, threads: int) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._pool = _Pool(threads)
+        self._executor = _Executor(self._pool, _Pool(threads))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._open = AsyncExitStack()
@@ -196,7 +197,7 @@ class Worker:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._loop.set_default_executor(self._pool)
+                self._loop.set_default_executor(self._executor)
                 threading.Thread(target=_run, args=(self._loop,), name="runnables", daemon=True).start()
             return self._loop
 
@@ -225,14 +226,10 @@ def _pump_blocking(channel: Channel, make: Callable[[], Generator[Batch]]) -> No
                 room.result()
 
 
-class _Pool(ThreadPoolExecutor):
-    """A pool whose threads are daemons: one that sleeps in somebody's code does not hold up the process's end.
-
-    A loop takes nothing but a ThreadPoolExecutor for its default; otherwise this would be none.
-    """
+class _Pool:
+    """Bounded, of daemon threads: one that sleeps in somebody's code does not hold up the process's end."""
 
     def __init__(self, threads: int) -> None:
-        super().__init__(threads)
         self._most = threads
         self._started = 0
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
@@ -252,6 +249,23 @@ class _Pool(ThreadPoolExecutor):
         while True:
             _fulfil(*self._calls.get())
             self._idle.release()
+
+
+class _Executor(ThreadPoolExecutor):
+    """The loop's default, which must be one of these: what LangChain calls in a thread goes to `pool`, all else beside.
+
+    Among that are the looking up of hosts and what an SDK does before each request: were they to wait behind nodes
+    that sleep, no model could be called meanwhile.
+    """
+
+    def __init__(self, pool: _Pool, beside: _Pool) -> None:
+        super().__init__(1)  # whose one thread is never started
+        self._pools = pool, beside
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        called = fn.args[0] if isinstance(fn, partial) and fn.args else fn
+        somebodys = getattr(called, "__module__", None) == "langchain_core.runnables.config"
+        return self._pools[0 if somebodys else 1].submit(fn, *args, **kwargs)
 
 
 def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:

@@ -152,6 +152,38 @@ BODIES: dict[str, tuple[bytes, dict[str, Any]]] = {
         b'{"message": "Hi", "model": "scripted/nothing"}',
         problem(404, "unknown_model", "scripted has no 'nothing', but {scripts}.", "model"),
     ),
+    "an input and a message": (
+        b'{"input": "Hi", "message": "Hi"}',
+        bad("`input` or `resume` stands alone, without messages.", "input"),
+    ),
+    "an input and an answer": (
+        b'{"input": "Hi", "resume": "yes"}',
+        bad("`input` or `resume` stands alone, without messages.", "input"),
+    ),
+    "an input of its own for a model": (
+        b'{"input": {"topic": "cats"}, "model": "scripted/hello"}',
+        bad("`input` is for chains and graphs; scripted is neither.", "input"),
+    ),
+    "an answer for a model": (
+        b'{"resume": true, "thread_id": "t", "model": "scripted/hello"}',
+        bad("`resume` is for chains and graphs; scripted is neither.", "resume"),
+    ),
+    "a thread of a model": (
+        b'{"message": "Hi", "thread_id": "t", "model": "scripted/hello"}',
+        bad("`thread_id` is for chains and graphs; scripted is neither.", "thread_id"),
+    ),
+    "events of a model": (
+        b'{"message": "Hi", "events": true, "model": "scripted/hello"}',
+        bad("`events` is for chains and graphs; scripted is neither.", "events"),
+    ),
+    "an unknown mode": (
+        b'{"message": "Hi", "stream_mode": ["values", "tokens"]}',
+        bad("Bad request: Invalid enum value 'tokens' - at `$.stream_mode[1]`.", "stream_mode"),
+    ),
+    "what no request may say of a config": (
+        b'{"message": "Hi", "config": {"callbacks": []}}',
+        bad("Bad request: Object contains unknown field `callbacks` - at `$.config`.", "config"),
+    ),
     "a model of several lines": (
         b'{"message": "Hi", "model": "a\\nevent: done\\u0000\\u2028"}',
         problem(404, "unknown_model", "There is no model 'a\\nevent: done\\x00\\u2028'. Ready: {ready}.", "model"),
@@ -200,6 +232,15 @@ QUERIES: dict[str, tuple[str, dict[str, Any]]] = {
     "a word for a number": (
         "message=Hi&max_tokens=many",
         bad("Bad request: Expected `int | null`, got `str` - at `$.max_tokens`.", "max_tokens"),
+    ),
+    "an input of its own for a model": (
+        "input=cats&model=scripted/hello",
+        bad("`input` is for chains and graphs; scripted is neither.", "input"),
+    ),
+    "a config that is no JSON": ("message=Hi&config=tags", bad("`config` is not valid JSON.", "config")),
+    "an unknown mode": (
+        "message=Hi&stream_mode=values,tokens",
+        bad("Bad request: Invalid enum value 'tokens' - at `$.stream_mode[1]`.", "stream_mode"),
     ),
     "a model of several lines": (
         "message=Hi&model=" + quote("a\r\nx: y\0"),

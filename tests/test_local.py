@@ -4,8 +4,11 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import openai
@@ -14,10 +17,14 @@ import pytest
 from providers.local import Address, ModelServer
 from streaming.request import ProviderSettings
 
-from .client import get, post, text
+from .client import Client, get, post, text
 from .conftest import Service, Start, eventually
 
 QUESTION = "What is the capital of France?"
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {"name": "get_weather", "description": "Get the weather of a city.", "parameters": CITY}
+TOOLS = [{"type": "function", "function": WEATHER}]
+CALL = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 
 
 def children(pid: int) -> list[int]:
@@ -109,6 +116,74 @@ def test_both_sdks_stream_from_the_model_server(model: Address) -> None:
     claude.close()
 
 
+def prompt(model: Address, **request: object) -> str:
+    """Return what llama.cpp makes of a request for the model to go on from."""
+    port = int(model.base_url.removesuffix("/v1").rpartition(":")[2])
+    headers = {"Authorization": f"Bearer {model.api_key}", "Content-Type": "application/json"}
+    with Client(port, "POST", "/apply-template", headers=headers, body=json.dumps(request).encode()) as client:
+        return str(json.loads(client.read())["prompt"])
+
+
+TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "{{ 1 }} <b>"},
+]
+TALKED = (
+    "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi.<|im_end|>\n"
+    "<|im_start|>user\n{{ 1 }} <b><|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def test_without_tools_the_prompt_is_the_plain_talk(model: Address) -> None:
+    default = "<|im_start|>system\nYou are a helpful assistant. Answer briefly and correctly.<|im_end|>\n"
+    assert prompt(model, messages=TALK) == default + TALKED
+    assert prompt(model, messages=TALK, tools=[]) == default + TALKED
+    told = [{"role": "system", "content": "Be rude."}, *TALK]
+    assert prompt(model, messages=told) == "<|im_start|>system\nBe rude.<|im_end|>\n" + TALKED
+
+
+def test_with_tools_the_prompt_has_them_an_example_and_the_calls_so_far(model: Address) -> None:
+    system = {"role": "system", "content": "Be rude."}
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    result = {"role": "tool", "tool_call_id": "1", "content": "It rains."}
+    assert prompt(model, messages=[system, *TALK, call, result], tools=TOOLS) == (
+        f"<|im_start|>system\nBe rude.\n<tools>\n{json.dumps(WEATHER)}\n</tools><|im_end|>\n"
+        "<|im_start|>user\nWhat is the time in Oslo?<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>{"name": "time", "arguments": {"city": "Oslo"}}</tool_call><|im_end|>\n'
+        "<|im_start|>tool\n12:00<|im_end|>\n<|im_start|>assistant\nIt is 12:00 in Oslo.<|im_end|>\n"
+        f'{TALKED}<tool_call>{{"name": "get_weather", "arguments": {{"city": "Paris"}}}}</tool_call><|im_end|>\n'
+        "<|im_start|>tool\nIt rains.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    untold = prompt(model, messages=TALK, tools=TOOLS)
+    assert untold.startswith("<|im_start|>system\nYou are a helpful assistant. Answer briefly and correctly.\n<tools>")
+    assert untold.endswith(TALKED)
+
+
+def test_tools_are_called(service: Service) -> None:
+    with post(service.port, message="What is the weather in Paris?", tools=TOOLS) as client:
+        events = list(client)
+    deltas = [event.data for event in events if event.name == "tool_call_delta"]
+    assert len(deltas) > 3
+    assert json.loads("".join(delta["args_delta"] for delta in deltas)) == {"city": "Paris"}
+    (call,) = [event.data for event in events if event.name == "tool_call"]
+    assert call == {"id": deltas[0]["id"], "tool": "get_weather", "args": {"city": "Paris"}}
+    assert text(events) == ""
+    assert events[-1].data["finish_reason"] == "tool_calls"
+
+
+def test_what_a_tool_answered_is_put_into_words(service: Service) -> None:
+    turns = [
+        {"role": "user", "content": "What is the weather in Paris?"},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "content": "It is raining in Paris."},
+    ]
+    with post(service.port, messages=turns, tools=TOOLS, max_tokens=40) as client:
+        events = list(client)
+    assert "raining" in text(events)
+    assert events[-1].data["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_the_vendors_own_variables_lead_to_a_real_model(start_service: Start, model: Address, provider: str) -> None:
     root = model.base_url.removesuffix("/v1")
@@ -152,6 +227,18 @@ def test_not_even_kill_9_leaves_an_orphan(start_service: Start) -> None:
     (server,) = model_servers(service.process.pid)
     service.stop(signal.SIGKILL)
     eventually(lambda: not alive(server))
+
+
+def test_threads_that_ask_at_once_get_one_model_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where there is no server yet
+    others = set(model_servers(os.getpid()))
+    server = ModelServer(ProviderSettings())
+    with ThreadPoolExecutor(8) as threads:
+        addresses = set(threads.map(lambda _: server.address(), range(8)))
+    started = set(model_servers(os.getpid())) - others
+    server.close()
+    assert len(addresses) == 1
+    assert len(started) == 1
 
 
 def test_one_model_server_serves_all_workers_and_is_started_anew_when_its_owner_dies(start_service: Start) -> None:

@@ -1,40 +1,25 @@
-"""nginx in front, configured as a beginner would: default buffering, HTTP/1.0 to the service."""
+"""nginx in front, configured as a beginner would: default buffering, HTTP/1.0 to the service; and one that compresses.
 
-import shutil
-import subprocess
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
-
-import pytest
-
-from .client import Client, get, post
-from .conftest import Service, free_port, wait_for_port
-
-CONFIG = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-    server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{service}; }} }}
-}}
+What arrives one by one is proved by an upstream that says the next thing only when the client has got the last.
 """
 
+from itertools import islice
 
-@pytest.fixture(scope="module")
-def nginx(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """nginx in front of the service; its port."""
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    folder: Path = tmp_path_factory.mktemp("nginx")
-    port = free_port()
-    (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, port=port, service=service.port))
-    process = subprocess.Popen([program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"])
-    wait_for_port(port, process)
-    yield port
-    process.terminate()
-    process.wait(10)
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from .client import Client, get, post, text
+from .conftest import Service
+from .line_readers import READERS, Reader
+from .nginx import Ports
+from .recorded import OPENAI
+from .resource import WIRES
+from .sockets import STOP, Socket, talk
+from .test_disconnect import PHASES, PROMPT, TRIES, Phase, before_headers, before_tokens, catch_up, delay, slow_viewer
+from .test_ndjson import arrive_one_by_one, play_word_by_word
+from .upstream import END, PAUSE, Head, Upstream
+
+pytest_plugins = ["tests.upstream", "tests.nginx"]
 
 
 def hanging(client: Client) -> list[str]:
@@ -51,9 +36,9 @@ SCRIPT = [{"say": "one"}, {"say": " two"}, {"say": " three"}, {"hang": True}]
 
 
 @pytest.mark.parametrize("http", ["1.0", "1.1"])
-def test_events_arrive_one_by_one_through_default_buffering(nginx: int, http: str) -> None:
+def test_events_arrive_one_by_one_through_default_buffering(nginx: Ports, http: str) -> None:
     query = "message=hi&model=scripted/stall&idle_timeout=30"
-    with Client(nginx, "GET", f"/chat/stream?{query}", http=http) as client:
+    with Client(nginx.plain, "GET", f"/chat/stream?{query}", http=http) as client:
         status, headers = client.head()
         assert status == 200
         assert headers["content-type"].startswith("text/event-stream")
@@ -62,21 +47,112 @@ def test_events_arrive_one_by_one_through_default_buffering(nginx: int, http: st
     assert names == ["start"] + ["token"] * 8
 
 
-def test_posted_runs_stream_through_it_too(nginx: int) -> None:
-    with post(nginx, message="hi", model="scripted/custom", provider_options={"script": SCRIPT}) as client:
+def test_posted_runs_stream_through_it_too(nginx: Ports) -> None:
+    with post(nginx.plain, message="hi", model="scripted/custom", provider_options={"script": SCRIPT}) as client:
         assert hanging(client)[0] == "start"
 
 
-def test_a_whole_answer_comes_to_its_end(nginx: int) -> None:
-    with get(nginx, message="hi", model="scripted/unicode") as client:
-        through = [event.data for event in client if event.name == "token"]
-    assert "".join(data["token"] for data in through).startswith("Grüße, 世界!")
-    assert "\u2028" in "".join(data["token"] for data in through)
+def test_a_whole_answer_comes_to_its_end(nginx: Ports) -> None:
+    with get(nginx.plain, message="hi", model="scripted/unicode") as client:
+        through = text(list(client))
+    assert through.startswith("Grüße, 世界!")
+    assert "\u2028" in through
 
 
-def test_ndjson_arrives_line_by_line(nginx: int) -> None:
-    headers = {"Accept": "application/x-ndjson"}
-    with get(nginx, headers=headers, message="hi", model="scripted/stall") as client:
-        assert client.head()[1]["content-type"] == "application/x-ndjson"
-        assert client.line()["event"] == "start"
-        assert client.line()["data"] == {"token": "These"}
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("which", Ports._fields)
+def test_lines_arrive_one_by_one(nginx: Ports, upstream: Upstream, which: str, reader: Reader) -> None:
+    play_word_by_word(upstream)
+    with reader(getattr(nginx, which), "/stream", {"message": "Hi"}) as lines:
+        arrive_one_by_one(lines, upstream)
+        assert list(lines) == []
+
+
+@pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES)
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
+def test_hanging_up_on_it_closes_the_upstream(
+    nginx: Ports, relay: Service, upstream: Upstream, wire: dict[str, str], phase: Phase
+) -> None:
+    delays: list[float] = []
+    while not delays or (delays[-1] >= PROMPT and len(delays) < TRIES):
+        upstream.play(*phase(OPENAI))
+        target, headers = "/chat/stream?message=Hi", {"Connection": "close", **wire}
+        client = Client(nginx.plain, "GET", target, headers=headers, receive_buffer=4096 if phase is slow_viewer else 0)
+        awaited = b"start" if phase in (before_headers, before_tokens) else b"Here"
+        client.read_on(lambda body, awaited=awaited: awaited in body)
+        exchange = upstream.request()
+        exchange.wait_for_pause()
+        if phase is slow_viewer:
+            catch_up(relay)
+        delays.append(delay(exchange, client.hang_up()))
+    assert min(delays) < PROMPT, delays
+
+
+def says(socket: Socket, message: str) -> str:
+    return text(socket.turn(message))
+
+
+def test_a_websocket_passes_through_it(nginx: Ports, upstream: Upstream) -> None:
+    for answer in ("Rome.", "Paris."):
+        upstream.stream(*OPENAI.opening, OPENAI.token(answer), *OPENAI.ending)
+    with talk(nginx.plain) as socket:
+        assert [says(socket, question) for question in ("Italy?", "France?")] == ["Rome.", "Paris."]
+    upstream.request()
+    asked = upstream.request().body["messages"]
+    assert [message["content"] for message in asked] == ["Italy?", "Rome.", "France?"]
+
+
+@pytest.mark.parametrize("which", Ports._fields)
+def test_frames_arrive_one_by_one(nginx: Ports, upstream: Upstream, which: str) -> None:
+    play_word_by_word(upstream)
+    with talk(getattr(nginx, which)) as socket:
+        socket.say("Hi")
+        arrive_one_by_one(map(str, socket.connection), upstream)
+
+
+@pytest.mark.parametrize("way", ["a stop", "a close"])
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase is not slow_viewer], ids=lambda p: p.__name__)
+def test_a_websocket_that_stops_or_closes_behind_it_closes_the_upstream(
+    nginx: Ports, upstream: Upstream, phase: Phase, way: str
+) -> None:
+    upstream.play(*phase(OPENAI))
+    with talk(nginx.plain) as socket:
+        socket.say("Hi")
+        socket.until("start" if phase in (before_headers, before_tokens) else "token")
+        exchange = upstream.request()
+        exchange.wait_for_pause()
+        if way == "a stop":
+            socket.say(STOP)
+            assert socket.until("cancelled").data["reason"] == "requested"
+    assert exchange.wait().ended == "aborted"
+
+
+def test_a_page_behind_it_may_open_a_websocket_where_it_passes_on_its_name(nginx: Ports) -> None:
+    """Browsers say nothing but `Origin` on a WebSocket's handshake: to know its own page a service must know its name.
+
+    With fetch metadata, which they send along with all else, it need not.
+    """
+    with talk(nginx.plain, "model=scripted/echo", origin=f"http://127.0.0.1:{nginx.plain}") as socket:
+        assert socket.turn("Hi")[-1].name == "done"
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        talk(nginx.compressing, origin=f"http://127.0.0.1:{nginx.compressing}"),
+    ):
+        pass
+    assert refused.value.response.status_code == 403
+    headers = {"Origin": f"http://127.0.0.1:{nginx.compressing}", "Sec-Fetch-Site": "same-origin"}
+    with post(nginx.compressing, headers=headers, message="Hi", model="scripted/echo") as client:
+        assert client.head()[0] == 200
+
+
+def test_a_socket_that_is_lost_behind_it_is_come_back_to(nginx: Ports, upstream: Upstream) -> None:
+    upstream.play(Head(), *OPENAI.opening, OPENAI.token("One"), PAUSE, OPENAI.token(" two"), *OPENAI.ending, END)
+    with talk(nginx.plain, "linger=20") as socket:
+        socket.say("Hi")
+        seen = [socket.next(), socket.next()]
+        socket.lose("FIN")
+    with talk(nginx.plain, f"resume={seen[-1].id}") as socket:
+        upstream.request().release()
+        whole = seen + socket.rest()
+    assert [event.name for event in whole] == ["start", "token", "token", "done"]
+    assert text(whole) == "One two"

@@ -1,20 +1,28 @@
-"""The providers of a process: which are ready, in what order, who is meant by a name, and each made on first need."""
+"""The providers of a process: which are ready, in what order, who is meant by a name, and each made on first need.
+
+Chains and graphs are models of two of them, with paths of their own; they are made before anything else.
+"""
 
 import asyncio
 import importlib.util
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.runnables import RunnableLambda
+from langgraph.graph import START, MessagesState, StateGraph
+from msgspec import UNSET
+from msgspec.structs import replace
 
-from providers import scripted
-from providers.registry import KINDS, SCRIPTS, Model, Providers
+from providers import registry, scripted
+from providers.registry import KINDS, RESERVED, SCRIPTS, Model, Providers
 from streaming.errors import RequestError, SettingsError
-from streaming.events import Finish, Token
-from streaming.request import Message, ProviderSettings, RunRequest
+from streaming.events import Finish, Token, Updates
+from streaming.request import FOR_MODELS, FOR_RUNNABLES, Message, ProviderSettings, RunnableConfig, RunRequest
 
 from .asgi import run
 
@@ -346,3 +354,299 @@ def test_warming_makes_one_with_a_key_though_it_is_not_the_default() -> None:
 
 def test_the_scripts_that_are_offered_are_those_that_are_played() -> None:
     assert sorted(SCRIPTS) == sorted([*scripted.SCRIPTS, "echo", "custom"])
+
+
+# --- Chains and graphs -----------------------------------------------------------------------------------------------
+
+agent = StateGraph(MessagesState).add_node("say", lambda state: {}).add_edge(START, "say").compile()
+writer = RunnableLambda(lambda text: f"You said {text!r}.")
+entered: list[str] = []
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Any]:
+    entered.append("in")
+    yield writer
+    entered.append("out")
+
+
+def of(**targets: str) -> ProviderSettings:
+    return ProviderSettings(options={name: f"tests.test_registry:{target}" for name, target in targets.items()})
+
+
+RUNNABLES = {"langgraph": of(agent="agent", second="agent"), "langchain": of(writer="writer", hello="writer")}
+
+
+@pytest.fixture(scope="module")
+def runnables() -> Iterator[Providers]:
+    known = providers({**RUNNABLES, "polly": PARROT})
+    yield known
+    run(known.close())
+
+
+def test_chains_and_graphs_come_before_the_scripts_and_behind_all_others(runnables: Providers) -> None:
+    assert runnables.names == ["polly", "langgraph", "langchain", "scripted"]
+    assert runnables.runnables == ["agent", "second", "writer", "hello"]
+    assert [str(model) for model in runnables.catalogue()[:6]] == [
+        "polly/grey",
+        "polly/blue",
+        "langgraph/agent",
+        "langgraph/second",
+        "langchain/writer",
+        "langchain/hello",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "fixed", "model"),
+    [
+        ("langgraph", None, "langgraph/agent"),
+        ("langgraph/", None, "langgraph/agent"),
+        ("langgraph/second", None, "langgraph/second"),
+        ("second", None, "langgraph/second"),
+        ("langchain/writer", None, "langchain/writer"),
+        ("writer", None, "langchain/writer"),
+        ("hello", None, "langchain/hello"),
+        ("scripted/hello", None, "scripted/hello"),
+        (None, "agent", "langgraph/agent"),
+        ("", "agent", "langgraph/agent"),
+        ("agent", "agent", "langgraph/agent"),
+        ("langgraph/agent", "agent", "langgraph/agent"),
+        (None, "writer", "langchain/writer"),
+        (None, "langgraph", "langgraph/agent"),
+        ("second", "langgraph", "langgraph/second"),
+        ("langgraph/second", "langgraph", "langgraph/second"),
+        (None, "langchain", "langchain/writer"),
+        ("hello", "langchain", "langchain/hello"),
+    ],
+)
+def test_a_chain_or_graph_is_a_model_with_a_path_of_its_own(
+    runnables: Providers, asked: str | None, fixed: str | None, model: str
+) -> None:
+    assert str(runnables.resolve(asked, fixed)) == model
+    if fixed:
+        runnables.check(fixed)
+
+
+READY = "Ready: polly, langgraph, langchain, scripted, agent, second, writer, hello."
+
+
+@pytest.mark.parametrize(
+    ("asked", "fixed", "text"),
+    [
+        ("nobody", None, f"There is no model 'nobody'. {READY}"),
+        ("nobody/x", None, f"There is no provider 'nobody'. {READY}"),
+        (None, "nobody", f"There is no provider 'nobody'. {READY}"),
+        ("langgraph/nobody", None, "langgraph has no 'nobody', but agent, second."),
+        ("langchain/agent", None, "langchain has no 'agent', but writer, hello."),
+        ("agent", "langchain", "langchain has no 'agent', but writer, hello."),
+        ("agent/x", None, "agent is a model: ask for langgraph/agent."),
+        ("agent/", None, "agent is a model: ask for langgraph/agent."),
+        ("second", "agent", "This path is langgraph/agent's; ask for 'second' elsewhere."),
+        ("langgraph/second", "agent", "This path is langgraph/agent's; ask for 'langgraph/second' elsewhere."),
+        ("polly/grey", "writer", "This path is langchain/writer's; ask for 'polly/grey' elsewhere."),
+        ("AGENT", None, f"There is no model 'AGENT'. {READY}"),
+    ],
+)
+def test_a_chain_or_graph_that_is_not_known_is_refused_with_those_that_are(
+    runnables: Providers, asked: str | None, fixed: str | None, text: str
+) -> None:
+    assert refusal_of(runnables, asked, fixed) == ("unknown_model", text, "model")
+
+
+@pytest.mark.parametrize(
+    ("tables", "default", "graph", "first"),
+    [
+        ({}, "", None, "scripted/hello"),
+        ({"langchain": of(writer="writer")}, "", None, "langchain/writer"),
+        (RUNNABLES, "", "agent", "langgraph/agent"),
+        (RUNNABLES, "second", "second", "langgraph/second"),
+        (RUNNABLES, "writer", "agent", "langchain/writer"),
+        ({**RUNNABLES, "polly": PARROT}, "", "agent", "polly/grey"),
+    ],
+)
+def test_the_default_graph_is_the_default_model_or_the_first(
+    tables: Tables, default: str, graph: str | None, first: str
+) -> None:
+    known = providers(tables, default)
+    assert (known.graph, str(known.default)) == (graph, first)
+    run(known.close())
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(RESERVED), *KINDS, "polly", "", " a", "a b", "a/b", "-a", ".a", "ä", "a\n", "a%20"]
+)
+@pytest.mark.parametrize("kind", ["langgraph", "langchain"])
+def test_a_name_that_cannot_have_a_path_or_has_another_is_a_problem(kind: str, name: str) -> None:
+    tables = {"polly": PARROT, kind: of(**{name: "agent"})}
+    assert problems_of(tables) == [f"{kind}: {name}: not a name for a path, or taken"]
+
+
+def test_a_name_is_a_graphs_or_a_chains_not_both() -> None:
+    tables = {"langgraph": of(one="agent"), "langchain": of(one="writer", two="writer")}
+    assert problems_of(tables) == ["langchain: one: not a name for a path, or taken"]
+
+
+@pytest.mark.parametrize("name", ["a", "0", "A.b_c-d", "page.html", "models", "chat2"])
+def test_other_names_can_have_one(name: str) -> None:
+    known = providers({"langchain": of(**{name: "writer"})})
+    assert str(known.resolve(None, name)) == f"langchain/{name}"
+    run(known.close())
+
+
+@pytest.mark.parametrize(
+    ("tables", "problems"),
+    [
+        (
+            {"langgraph": of(a="nowhere"), "langchain": ProviderSettings(options={"b": "no_such_module:x"})},
+            [
+                "langgraph: a: cannot import tests.test_registry:nowhere: AttributeError: module 'tests.test_registry' "
+                "has no attribute 'nowhere'",
+                "langchain: b: cannot import no_such_module:x: ModuleNotFoundError: No module named 'no_such_module'",
+            ],
+        ),
+        (
+            {"langgraph": of(a="writer", b="agent", c="writer")},
+            [
+                "langgraph: a: tests.test_registry:writer is a RunnableLambda, not a compiled graph",
+                "langgraph: c: tests.test_registry:writer is a RunnableLambda, not a compiled graph",
+            ],
+        ),
+        (
+            {"langgraph": of(a="PARROT")},
+            ["langgraph: a: tests.test_registry:PARROT is a ProviderSettings, not a compiled graph"],
+        ),
+        (
+            {"mine": ProviderSettings(use="langchain", options={"b": "no_such_module:x"})},
+            [
+                "providers.mine: b: cannot import no_such_module:x: ModuleNotFoundError: No module named "
+                "'no_such_module'"
+            ],
+        ),
+    ],
+)
+def test_what_is_no_chain_or_graph_is_a_problem(tables: Tables, problems: list[str]) -> None:
+    assert problems_of(tables) == problems
+
+
+def test_a_graph_is_a_chain_as_well() -> None:
+    known = providers({"langchain": of(agent="agent")})
+    assert str(known.resolve("agent")) == "langchain/agent"
+    run(known.close())
+
+
+def test_chains_under_another_name_are_found_by_both() -> None:
+    known = providers({"mine": replace(of(writer="writer"), use="langchain")})
+    assert known.names == ["mine", "scripted"]
+    assert str(known.resolve("mine")) == str(known.resolve(None, "writer")) == "mine/writer"
+    run(known.close())
+
+
+def test_those_that_are_switched_off_are_not_even_imported() -> None:
+    table = ProviderSettings(enabled=False, options={"a": "no_such_module:x"})
+    known = providers({"langgraph": table})
+    assert (known.names, known.runnables, known.graph) == (["scripted"], [], None)
+
+
+@pytest.mark.parametrize("kind", ["langgraph", "langchain"])
+def test_without_their_package_they_are_a_problem_only_where_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setitem(registry.KINDS, kind, replace(KINDS[kind], packages=("no_such_package",)))
+    assert problems_of({kind: RUNNABLES[kind]}) == [f"{kind}: not installed: no_such_package"]
+    assert providers({kind: ProviderSettings()}).names == ["scripted"]
+
+
+def test_they_are_made_before_anybody_asks_and_left_when_the_process_ends() -> None:
+    entered.clear()
+    known = providers({"langchain": of(a="opened", b="opened")})
+    assert entered == ["in", "in"]
+
+    async def test() -> None:
+        chains = await known.load("langchain")
+        assert await known.load("langchain") is chains
+        request = RunRequest(model="b", messages=[Message("user", "Hi")])
+        told = [item async for batch in chains.stream(request) for item in batch]
+        assert told == [Token("You said 'Hi'."), Finish("stop")]
+        await known.close()
+
+    run(test())
+    assert entered == ["in", "in", "out", "out"]
+
+
+def test_chains_and_graphs_share_one_worker() -> None:
+    known = providers(RUNNABLES)
+    assert list(known._shared) == [registry.WORKER]
+
+    async def test() -> list[Any]:
+        told = []
+        for provider, model in (("langgraph", "agent"), ("langchain", "writer")):
+            made = await known.load(provider)
+            request = known.prepare(provider, RunRequest(model=model, messages=[Message("user", "Hi")]))
+            told += [item async for batch in made.stream(request) for item in batch]
+        await known.close()
+        return told
+
+    assert run(test()) == [Updates((), {"say": None}), Finish("stop"), Token("You said 'Hi'."), Finish("stop")]
+
+
+FOR_A_MODEL: dict[str, Any] = {
+    "max_tokens": 5,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "stop": [],
+    "seed": 0,
+    "tools": [],
+    "tool_choice": "none",
+    "response_format": {},
+    "provider_options": {},
+}
+FOR_A_RUNNABLE: dict[str, Any] = {
+    "input": None,
+    "resume": None,
+    "thread_id": "t",
+    "stream_mode": "values",
+    "config": RunnableConfig(),
+    "context": {},
+    "events": True,
+    "include_names": [],
+    "include_types": [],
+    "include_tags": [],
+}
+
+
+def test_every_option_is_for_models_or_for_runnables() -> None:
+    assert (list(FOR_A_MODEL), list(FOR_A_RUNNABLE)) == ([*FOR_MODELS], [*FOR_RUNNABLES])
+
+
+def refusal(known: Providers, provider: str, **fields: Any) -> tuple[str, str, str | None]:
+    with pytest.raises(RequestError) as raised:
+        known.prepare(provider, RunRequest(model=known.resolve(provider).model, messages=[], **fields))
+    return raised.value.code, raised.value.text, raised.value.field
+
+
+@pytest.mark.parametrize("name", FOR_A_MODEL)
+@pytest.mark.parametrize("provider", ["langgraph", "langchain"])
+def test_an_option_of_a_model_is_refused_for_chains_and_graphs(runnables: Providers, provider: str, name: str) -> None:
+    text = f"`{name}` is for models; a chain or graph has `config` and `context`."
+    assert refusal(runnables, provider, **{name: FOR_A_MODEL[name]}) == ("invalid_request", text, name)
+
+
+@pytest.mark.parametrize("name", FOR_A_RUNNABLE)
+@pytest.mark.parametrize("provider", ["openai", "openai_responses", "anthropic", "scripted", "named"])
+def test_an_option_of_chains_and_graphs_is_refused_for_models(provider: str, name: str) -> None:
+    """Of our own providers, under whatever name."""
+    known = providers({"named": HTTP}, OPENAI_API_KEY="k", ANTHROPIC_API_KEY="k")
+    text = f"`{name}` is for chains and graphs; {provider} is neither."
+    assert refusal(known, provider, **{name: FOR_A_RUNNABLE[name]}) == ("invalid_request", text, name)
+
+
+def test_a_third_partys_provider_is_asked_for_anything(runnables: Providers) -> None:
+    request = RunRequest(model="grey", messages=[], **{**FOR_A_MODEL, **FOR_A_RUNNABLE})
+    assert runnables.prepare("polly", request) is request
+
+
+def test_a_chain_is_given_what_it_was_asked(runnables: Providers) -> None:
+    request = RunRequest(model="writer", messages=[], input="x", config=RunnableConfig(tags=["a"]), events=True)
+    assert runnables.prepare("langchain", request) is request
+    assert request.resume is UNSET

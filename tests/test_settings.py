@@ -87,8 +87,19 @@ ENVIRONMENT = [
         '{"x": {"use": "openai", "models": ["m"]}}',
         {"providers": {"x": ProviderSettings("openai", models=["m"])}},
     ),
+    ("GRAPHS", "agent=my_app.graph:graph", {"langgraph": {"agent": "my_app.graph:graph"}}),
+    ("GRAPHS", " a = m:g , b=m.n:h,, ", {"langgraph": {"a": "m:g", "b": "m.n:h"}}),
+    ("GRAPHS", '{"a": "m:g", "b": "m:h"}', {"langgraph": {"a": "m:g", "b": "m:h"}}),
+    ("GRAPHS", "{}", {}),
+    ("GRAPHS", " , ", {}),
+    ("CHAINS", "writer=my_app.chains:writer", {"langchain": {"writer": "my_app.chains:writer"}}),
+    ("CHAINS", '{"a": "m:g"}', {"langchain": {"a": "m:g"}}),
+    ("LANGGRAPH", "a=m:g", {"langgraph": {"a": "m:g"}}),
+    ("THREADS", "1", {"threads": 1}),
+    ("THREADS", "1000", {"threads": 1000}),
     ("MODEL", "", {}),
     ("RUN_TIMEOUT", "", {}),
+    ("GRAPHS", "", {}),
 ]
 
 
@@ -168,6 +179,17 @@ BAD = [
     ("PROVIDERS", "{", "Input data was truncated"),
     ("PROVIDERS", "[]", "Expected `object`, got `array`"),
     ("PROVIDERS", '{"x": {"url": 1}}', "x: Object contains unknown field `url`"),
+    ("GRAPHS", "agent", "Expected `name=module:attr`, got `agent`"),
+    ("GRAPHS", "a=m:g,b", "Expected `name=module:attr`, got `b`"),
+    ("CHAINS", "[]", "Expected `name=module:attr`, got `[]`"),
+    ("CHAINS", "null", "Expected `name=module:attr`, got `null`"),
+    ("GRAPHS", "{", "Input data was truncated"),
+    ("GRAPHS", '{"a": 5}', "Expected `str`, got `int` - at `$[...]`"),
+    ("THREADS", "0", "Expected `int` >= 1"),
+    ("THREADS", "-1", "Expected `int` >= 1"),
+    ("THREADS", "1001", "Expected `int` <= 1000"),
+    ("THREADS", "1.5", "Expected `int`, got `str`"),
+    ("THREADS", "many", "Expected `int`, got `str`"),
     ("NO_SUCH", "1", "no such setting"),
     ("", "1", "no such setting"),
 ]
@@ -176,6 +198,14 @@ BAD = [
 @pytest.mark.parametrize(("name", "value", "problem"), BAD)
 def test_a_bad_variable_is_named_with_what_is_wrong(name: str, value: str, problem: str) -> None:
     assert load({f"SIDESTREAM_{name}": value}) == (changed(), [f"SIDESTREAM_{name}: {problem}"])
+
+
+@pytest.mark.parametrize("target", ["", "m", "m:", ":g", "m:g:h", "m:g.h", "m-n:g", "b=m:g", "m/n.py:g", "m g"])
+@pytest.mark.parametrize("name", ["GRAPHS", "CHAINS"])
+def test_what_is_no_module_and_attribute_is_no_graph_and_no_chain(name: str, target: str) -> None:
+    settings, [problem] = load({f"SIDESTREAM_{name}": f"a={target}"})
+    assert settings == changed()
+    assert problem.startswith(f"SIDESTREAM_{name}: Expected `str` matching ")
 
 
 def test_no_interval_is_endless(config: Path) -> None:
@@ -196,12 +226,40 @@ def test_no_interval_is_endless(config: Path) -> None:
         ("allowed_origins = [1]", "{}: allowed_origins: Expected `str`, got `int` - at `$[0]`"),
         ("modle = 'x'", "{}: modle: no such setting"),
         ("providers.x.enabled = 7", "{}: providers: x: Expected `bool`, got `int` - at `$.enabled`"),
+        ("langgraph.a = 5", "{}: langgraph: Expected `str`, got `int` - at `$[...]`"),
+        ("langgraph.a.b = 'm:g'", "{}: langgraph: Expected `str`, got `object` - at `$[...]`"),
+        ("langchain = ['m:g']", "{}: langchain: Expected `object`, got `array`"),
+        ("graphs.a = 'm:g'", "{}: graphs: no such setting"),
+        ("threads = 0", "{}: threads: Expected `int` >= 1"),
         ("= 5", "SIDESTREAM_CONFIG {}: Invalid statement (at line 1, column 1)"),
     ],
 )
 def test_a_bad_line_of_the_file_is_named_with_what_is_wrong(config: Path, line: str, problem: str) -> None:
     config.write_text(line)
     assert load({"SIDESTREAM_CONFIG": str(config)}) == (changed(), [problem.format(config)])
+
+
+def test_graphs_and_chains_of_a_file_are_tables_and_those_of_the_environment_take_their_place(config: Path) -> None:
+    config.write_text('threads = 2\n[langgraph]\na = "m:g"\nb = "m:h"\n[langchain]\nc = "m:i"\n')
+    file = {"SIDESTREAM_CONFIG": str(config)}
+    both = {"langgraph": {"a": "m:g", "b": "m:h"}, "langchain": {"c": "m:i"}, "threads": 2}
+    assert load(file) == (changed(**both), [])
+    assert load({**file, "SIDESTREAM_GRAPHS": "d=m:j"}) == (changed(**{**both, "langgraph": {"d": "m:j"}}), [])
+    assert load({**file, "SIDESTREAM_CHAINS": "{}"}) == (changed(**{**both, "langchain": {}}), [])
+
+
+def test_graphs_and_chains_are_the_options_of_their_providers_whose_tables_count_beside_them(config: Path) -> None:
+    config.write_text(
+        '[langgraph]\na = "m:g"\n[providers.langgraph]\nenabled = false\n[providers.mine]\nuse = "openai"\n'
+    )
+    settings, problems = load({"SIDESTREAM_CONFIG": str(config), "SIDESTREAM_CHAINS": "b=m:h"})
+    assert problems == []
+    assert settings.tables == {
+        "mine": ProviderSettings("openai"),
+        "langgraph": ProviderSettings(enabled=False, options={"a": "m:g"}),
+        "langchain": ProviderSettings(options={"b": "m:h"}),
+    }
+    assert Settings().tables == {}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

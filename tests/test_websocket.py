@@ -1,4 +1,7 @@
-"""Many turns over one WebSocket, with the `websockets` library as the client."""
+"""Many turns over one WebSocket, with the `websockets` library as the client.
+
+What may come between them is in test_websocket_turns.py, sockets that are lost are in test_websocket_resume.py.
+"""
 
 import asyncio
 import json
@@ -15,9 +18,9 @@ from .asgi import make_app, run, service_of
 from .client import DEADLINE
 from .conftest import Service, Start
 from .recorded import chat
-from .upstream import END, HOLD, Head, Upstream, relay, upstream, upstream_server
+from .upstream import END, HOLD, Head, Upstream
 
-__all__ = ["relay", "upstream", "upstream_server"]  # fixtures
+pytest_plugins = ["tests.upstream"]
 
 
 @pytest.fixture
@@ -97,51 +100,6 @@ def test_stop_ends_the_turn_and_the_upstream_and_the_next_turn_works(relay: Serv
     ]
 
 
-def test_a_closed_socket_cancels_the_upstream(relay: Service, upstream: Upstream) -> None:
-    upstream.play(Head(), chat({"content": "A long"}), HOLD)
-    with connect(f"ws://127.0.0.1:{relay.port}/ws/chat", proxy=None) as socket:
-        socket.send("Tell me a story")
-        socket.recv(DEADLINE)
-        exchange = upstream.request()
-    assert exchange.wait().ended == "aborted"
-
-
-def test_what_is_asked_during_a_turn_is_refused_and_disturbs_nothing(service: Service) -> None:
-    with connect(f"ws://127.0.0.1:{service.port}/ws/chat?model=scripted/stall", proxy=None) as socket:
-        socket.send("one")
-        while json.loads(socket.recv(DEADLINE))["data"].get("token") != " long":
-            pass
-        refusal = turn(socket, "two")
-        assert refusal == [
-            (
-                "error",
-                {
-                    "error": "A turn is going on: wait for its end, or stop it.",
-                    "code": "invalid_request",
-                    "retryable": False,
-                },
-            )
-        ]
-        assert turn(socket, {"type": "stop"})[-1][1]["reason"] == "requested"
-
-
-@pytest.mark.parametrize(
-    ("frame", "code"),
-    [
-        (b"binary", "invalid_request"),
-        ({"mesage": "x"}, "invalid_request"),
-        ({"message": ""}, "invalid_request"),
-        ({"message": "x", "model": "nobody/x"}, "unknown_model"),
-        ({"message": "x", "run_timeout": 100000}, "invalid_request"),
-        ("", "invalid_request"),
-    ],
-)
-def test_a_bad_frame_gets_an_error_and_the_socket_lives_on(socket: ClientConnection, frame: Any, code: str) -> None:
-    ((name, data),) = turn(socket, frame)
-    assert (name, data["code"], "done" in data) == ("error", code, False)
-    assert said(turn(socket, "still here")) == "still here"
-
-
 def test_a_failed_turn_is_forgotten(socket: ClientConnection) -> None:
     assert turn(socket, {"message": "one", "model": "scripted/cut"})[-1][0] == "error"
     assert said(turn(socket, "two")) == "two"
@@ -181,12 +139,6 @@ def test_a_failed_turn_that_replaced_the_conversation_leaves_the_old_one(relay: 
         assert said(turn(socket, "France?")) == "Paris."
     asked = [upstream.request().body["messages"] for _ in range(3)]
     assert [message["content"] for message in asked[2]] == ["Italy?", "Rome.", "France?"]
-
-
-def test_messages_as_parameters_are_refused(service: Service) -> None:
-    with pytest.raises(InvalidStatus) as refused:
-        connect(f"ws://127.0.0.1:{service.port}/ws/chat?message=hi", proxy=None)
-    assert refused.value.response.status_code == 400
 
 
 def test_a_turn_begun_while_the_service_stops_is_refused_in_words() -> None:
