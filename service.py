@@ -65,21 +65,21 @@ class Service:
         )
         self.started = int(time.time())
 
-    async def chat(self, request: Request, *, name: str | None = None, ndjson: bool = False) -> Response:
+    async def chat(self, request: Request, *, default: str | None = None, ndjson: bool = False) -> Response:
         """Run and follow in one request, by POST or (for an EventSource) by GET; with an event id, follow only.
 
-        `name` is of a provider, a graph or a chain.
+        `default` is the model of a request that names none, in place of the service's.
         """
-        provider = request.path_params.get("name", name)
+        provider = request.path_params.get("name")
         if provider is not None:
             self.providers.check(provider)
         check_origin(request.headers, self.settings.allowed_origins)
         if seen := last_event_id(request.headers, request.query_params):
             return self._follow(request, self.runs.find(seen.run), seen, ndjson=ndjson)
         if request.method == "POST":
-            run = await self._posted(request, provider, linger=0)
+            run = await self._posted(request, provider, default, linger=0)
         else:
-            run = self._new_run(decode_query(request.query_params.multi_items()), provider)
+            run = self._new_run(decode_query(request.query_params.multi_items()), provider, default)
         return self._follow(request, run, None, ndjson=ndjson)
 
     async def create_run(self, request: Request) -> Response:
@@ -88,7 +88,7 @@ class Service:
         if last_event_id(request.headers, request.query_params):
             text = "A request with an event id starts no run; follow one at /runs/<id>/events."
             raise RequestError("invalid_request", text, field="last_event_id")
-        run = await self._posted(request, None, linger=self.settings.linger)
+        run = await self._posted(request, linger=self.settings.linger)
         self.runs.begin(run)
         path = path_of(request.scope, run)
         return json_response(self.links.created(run, path), 201, Location=path)
@@ -113,17 +113,26 @@ class Service:
         self.links.check(run.id, request.query_params)
         return run
 
-    async def _posted(self, request: Request, provider: str | None, *, linger: float) -> Run:
+    async def _posted(
+        self, request: Request, provider: str | None = None, default: str | None = None, *, linger: float
+    ) -> Run:
         """Make the run of a POST, or find that of its Idempotency-Key."""
         key = idempotency_key(request.headers)
         body = await self._body(request)
-        return self._new_run(decode_body(body), provider, linger=linger, key=key, body=body)
+        return self._new_run(decode_body(body), provider, default, linger=linger, key=key, body=body)
 
     def _new_run(
-        self, chat: ChatRequest, provider: str | None = None, *, linger: float = 0, key: str = "", body: bytes = b""
+        self,
+        chat: ChatRequest,
+        provider: str | None = None,
+        default: str | None = None,
+        *,
+        linger: float = 0,
+        key: str = "",
+        body: bytes = b"",
     ) -> Run:
         """Make the run of a request; whoever follows it begins it."""
-        model = self.providers.resolve(chat.model, provider)
+        model = self.providers.resolve(chat.model or default, provider)
         asked = self.providers.prepare(model.provider, chat.to_run(model.model))
         candidate = Candidate(model.provider, asked, partial(self.providers.load, model.provider))
         limits = chat.limits(self.longest, linger)
@@ -256,7 +265,7 @@ def app_of(service: Service) -> Starlette:
         Route("/v1/models", service.models),
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),
-        Route("/stream", partial(chat, name=service.providers.graph, ndjson=True), methods=get_and_post),
+        Route("/stream", partial(chat, default=service.providers.graph, ndjson=True), methods=get_and_post),
         Route("/runs", service.create_run, methods=["POST"]),
         Route("/runs/{run_id}", service.run, methods=["GET", "DELETE"]),
         Route("/runs/{run_id}/events", service.events),
@@ -329,6 +338,8 @@ def main() -> None:
         asyncio.run(service.providers.close())
         target = "service:app"
     uvicorn.run(target, host=options.host, port=options.port, workers=options.workers, reload=options.reload)
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        os._exit(0)  # a node that sleeps in a thread of LangGraph's own would hold up the end of the process
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from langchain_core.runnables.base import RunnableBindingBase, RunnableEachBase
 from langchain_core.runnables.utils import AddableDict
 
 from streaming.errors import RequestError
-from streaming.events import Token, Updates, Values
+from streaming.events import Events, Token, Updates, Values
 from streaming.request import ProviderSettings, RunRequest
 
 from . import Item
 from .plain import plain
 from .runnables import (
-    Inside,
+    FOR_EVENTS,
     Intake,
     Translation,
     check,
@@ -54,6 +54,14 @@ class Output(Translation):
             yield from self.messages.feed(part)
         else:
             yield (Updates if isinstance(part, AddableDict) else Values)((), plain(part))
+        yield from self.tally.news()
+
+
+class Inside(Translation):
+    """The events of `astream_events`, as they are."""
+
+    def feed(self, part: Any) -> Iterator[Item]:
+        yield Events((), plain(part))
         yield from self.tally.news()
 
 
@@ -89,9 +97,9 @@ class Chains:
         chain, what = self._chains[request.model], f"The chain {request.model!r}"
         if request.events:
             inside = Inside(what)
-            return followed(
-                self._worker, partial(events_of, chain.runnable, chain.input_of, request, inside.tally), inside
-            )
+            asked = {name: getattr(request, name) for name in FOR_EVENTS}
+            opened = partial(events_of, chain.runnable, chain.input_of, request, inside.tally, **asked)
+            return followed(self._worker, opened, inside)
         output = Output(what)
         stream = chain.runnable.stream if chain.blocks else chain.runnable.astream
         opened = partial(chain.open, stream, request, output)

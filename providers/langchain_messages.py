@@ -134,7 +134,7 @@ logging.getLogger("langchain_core.callbacks.manager").addFilter(lambda record: "
 class Tally(BaseCallbackHandler):
     """Adds up what the models of a run report, wherever in it they are called, and why the last one stopped.
 
-    Of a graph it also knows whether a node has begun, and which one has raised what.
+    Of a graph it also knows whether any node has begun or ended, and which one has raised what.
 
     Once it is `stopped`, it stops what it is told of: with a model's next token, or before the next node, model, tool.
     That reaches what runs in threads, which no cancellation does.
@@ -149,7 +149,7 @@ class Tally(BaseCallbackHandler):
         self._told = 0
         self.reason: FinishReason = "stop"
         self.stopped = False
-        self.begun = False
+        self.begun = self.ended = False  # a node has
         self._nodes: dict[UUID, str] = {}
         self._raised: list[tuple[BaseException, str]] = []  # the innermost first
 
@@ -172,6 +172,7 @@ class Tally(BaseCallbackHandler):
             self._nodes[run_id] = node
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self.ended = self.ended or run_id in self._nodes
         self._nodes.pop(run_id, None)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from copy import deepcopy
 from functools import partial
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
@@ -99,7 +100,8 @@ class _OfGraph(Translation):
         return "stop" if self.tally.reason == "tool_calls" else self.tally.reason
 
     def refuses(self, exc: Exception) -> bool:
-        if getattr(exc, "title", None) in self._titles or raised_in(exc, LOOKING):
+        by_schema = getattr(exc, "title", None) in self._titles and not self.tally.ended
+        if by_schema or raised_in(exc, LOOKING):
             return True
         return isinstance(exc, REFUSING) and not self.tally.begun
 
@@ -136,26 +138,27 @@ class Parts(_OfGraph):
 
 
 class Inside(_OfGraph):
-    """`astream_events` -> events. The outermost ones tell of interrupts; they go out only if they were asked for."""
+    """`astream_events` -> those events that were asked for. The graph's own tell of interrupts."""
 
     def __init__(self, what: str, titles: Collection[str], request: RunRequest) -> None:
         super().__init__(what, titles)
         self._request = request
 
     def feed(self, part: Any) -> Iterator[Item]:
-        outermost = not part["parent_ids"]
         chunk = part["data"].get("chunk")
-        if outermost and isinstance(chunk, dict) and WAITING in chunk:
+        if not part["parent_ids"] and isinstance(chunk, dict) and WAITING in chunk:
             yield from self.interrupts(chunk[WAITING], outermost=True)
-        if not outermost or self._wants(part):
+        if self._wants(part):
             yield Events((), plain(part))
         yield from self.tally.news()
 
     def _wants(self, part: Any) -> bool:
+        """As LangChain's own choice, which would keep the graph's own events from us."""
         names, types, tags = (getattr(self._request, name) for name in FOR_EVENTS)
         if names is types is tags is None:
             return True
-        return part["name"] in (names or ()) or "chain" in (types or ()) or not {*part["tags"]}.isdisjoint(tags or ())
+        kind = part["event"].removeprefix("on_").rpartition("_")[0]
+        return part["name"] in (names or ()) or kind in (types or ()) or not {*part["tags"]}.isdisjoint(tags or ())
 
 
 class _Graph:
@@ -185,7 +188,7 @@ class _Graph:
             _refuse("input", f"{self.what} takes no messages. Send its own `input`, an object with {names}.")
 
     def input_of(self, request: RunRequest) -> Any:
-        return self.intake(request) if request.resume is UNSET else Command(resume=request.resume)
+        return self.intake(request) if request.resume is UNSET else Command(resume=deepcopy(request.resume))
 
     def stream(self, worker: Worker, request: RunRequest, ended: Callable[[], object]) -> AsyncGenerator[Batch]:
         if request.events:
@@ -197,16 +200,14 @@ class _Graph:
 
     def _inside(self, request: RunRequest) -> tuple[Callable[[], Any], Inside]:
         inside = Inside(self.what, self.intake.titles, request)
-        options: dict[str, Any] = {"context": request.context}
-        if request.given(FOR_EVENTS):
-            options["include_names"] = [*(request.include_names or ()), self.pregel.get_name()]
-        return partial(events_of, self.pregel, self.input_of, request, inside.tally, **options), inside
+        context = deepcopy(request.context)
+        return partial(events_of, self.pregel, self.input_of, request, inside.tally, context=context), inside
 
     def _open(self, stream: Callable[..., Any], request: RunRequest, parts: Parts) -> Any:
         return stream(
             self.input_of(request),
             config_of(request, parts.tally),
-            context=request.context,
+            context=deepcopy(request.context),
             stream_mode=[*dict.fromkeys([*parts.modes, "updates"])],
             subgraphs=True,
             version="v2",

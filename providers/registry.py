@@ -158,10 +158,10 @@ class Providers:
 
     @property
     def graph(self) -> str | None:
-        """The name of the default graph, if there is any graph."""
+        """The default graph, `langgraph/<name>`, if there is any graph."""
         if self.default and self.default.provider == "langgraph":
-            return self.default.model
-        return next((model.model for model in self._runnables.values() if model.provider == "langgraph"), None)
+            return str(self.default)
+        return next((str(model) for model in self._runnables.values() if model.provider == "langgraph"), None)
 
     def check(self, name: str) -> None:
         """Raise RequestError unless `name`, of a path, is that of a provider, a graph or a chain."""

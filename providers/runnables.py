@@ -9,6 +9,7 @@ import logging
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from copy import deepcopy
 from functools import partial
 from typing import Any, cast
 
@@ -17,12 +18,11 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from msgspec import UNSET
 
 from streaming.errors import Fault, RequestError, SettingsError, UpstreamError
-from streaming.events import Events, Finish, FinishReason
+from streaming.events import Finish, FinishReason
 from streaming.request import RunRequest
 
 from . import Item, load_target, scrub, upstream_error
 from .langchain_messages import Messages, Tally, conversation
-from .plain import plain
 from .worker import Batch, BrokenOff, Worker
 
 logger = logging.getLogger("sidestream")
@@ -76,7 +76,7 @@ class Intake:
 
     def __call__(self, request: RunRequest) -> Any:
         if request.input is not UNSET:
-            return request.input
+            return deepcopy(request.input)  # it may be changed, and the run looks at its own again
         messages = conversation(request)
         if "messages" in self.fields:
             return {"messages": messages}
@@ -123,14 +123,6 @@ class Translation:
         return self.what
 
 
-class Inside(Translation):
-    """The events of `astream_events`, as they are."""
-
-    def feed(self, part: Any) -> Iterator[Item]:
-        yield Events((), plain(part))
-        yield from self.tally.news()
-
-
 def events_of(
     runnable: Runnable[Any, Any],
     input_of: Callable[[RunRequest], Any],
@@ -138,9 +130,8 @@ def events_of(
     tally: Tally,
     **options: Any,
 ) -> AsyncIterator[Any]:
-    """Open the stream of what goes on in a runnable, as much of it as the request asks for."""
-    asked = {name: getattr(request, name) for name in FOR_EVENTS}
-    return runnable.astream_events(input_of(request), config_of(request, tally), version="v2", **{**asked, **options})
+    """Open the stream of what goes on in a runnable."""
+    return runnable.astream_events(input_of(request), config_of(request, tally), version="v2", **options)
 
 
 def followed(

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, closing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, closing, suppress
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -116,7 +116,8 @@ class Worker:
         self._executor = _Executor(self._pool, _Pool(threads))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
-        self._open = AsyncExitStack()
+        self._streaming: set[asyncio.Task[None]] = set()
+        self._held: list[tuple[asyncio.Event, asyncio.Task[None]]] = []
 
     def call(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
         """Run it over there and return what it returns. Blocks: not for a loop that serves."""
@@ -124,7 +125,10 @@ class Worker:
 
     async def enter(self, context: AbstractAsyncContextManager[Value]) -> Value:
         """Enter a context for as long as the worker is open. To be awaited over there."""
-        return await self._open.enter_async_context(context)
+        entered: asyncio.Future[Value] = asyncio.get_running_loop().create_future()
+        leave = asyncio.Event()
+        self._held.append((leave, asyncio.create_task(_hold(context, entered, leave))))
+        return await entered
 
     async def stream(
         self,
@@ -142,6 +146,8 @@ class Worker:
 
         def start() -> None:
             tasks.append(loop.create_task(_pump(channel, make)))
+            self._streaming.add(tasks[0])
+            tasks[0].add_done_callback(self._streaming.discard)
             tasks[0].add_done_callback(channel.close)  # one that is cancelled before its first step too
 
         loop.call_soon_threadsafe(start)
@@ -181,17 +187,16 @@ class Worker:
         if self._loop:
             finishing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._finish(), self._loop))
             await asyncio.wait((finishing,), timeout=2 * CLOSE_TIMEOUT)
-            if finishing.done() and (fault := finishing.exception()):
-                logger.error("what a factory opened does not close: %s", type(fault).__name__)
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _finish(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
+        for task in self._streaming:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
-        await self._open.aclose()
+        if self._streaming:
+            await asyncio.wait(self._streaming, timeout=CLOSE_TIMEOUT)
+        for leave, task in reversed(self._held):
+            leave.set()
+            await asyncio.wait((task,), timeout=CLOSE_TIMEOUT)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -210,6 +215,21 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_forever()
             stopped = True
     loop.close()
+
+
+async def _hold(
+    context: AbstractAsyncContextManager[Value], entered: asyncio.Future[Value], leave: asyncio.Event
+) -> None:
+    """Enter and leave in one task: a task group that is open in the context wants that."""
+    try:
+        async with context as value:
+            entered.set_result(value)
+            await leave.wait()
+    except Exception as exc:
+        if entered.done():
+            logger.error("what a factory opened does not close: %s", type(exc).__name__)
+        else:
+            entered.set_exception(exc)
 
 
 async def _pump(channel: Channel, make: Callable[[], AsyncGenerator[Batch]]) -> None:

@@ -34,11 +34,11 @@ TEXT = {"token": "token", "reasoning": "reasoning", "tool_call_delta": "args_del
 RANDOM = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{32}\b|20[0-9-]{8}T[0-9:.]{15}\+00:00")
 
 
-def start_graphs(start_service: Start, upstream: Upstream, *names: str, **environ: str) -> Service:
+def start_graphs(start_service: Start, upstream: Upstream, *names: str, **options: Any) -> Service:
     """Start a service with these graphs."""
     targets = ",".join(f"{name}=tests.graphs:{name}" for name in names)
     openai = {"OPENAI_API_KEY": OPENAI_KEY, "OPENAI_BASE_URL": f"{upstream.url}/v1"}
-    return start_service(SIDESTREAM_GRAPHS=targets, **openai, **environ)
+    return start_service(SIDESTREAM_GRAPHS=targets, **openai, **options)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ The proof is the upstream's own record of its client's going, and what the threa
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -272,7 +273,8 @@ def test_a_service_that_is_stopped_ends_its_graphs_whatever_they_do(
 ) -> None:
     """Nodes in threads, in the graph's own or in LangGraph's, do not hold up the end of the process."""
     blocking = ["sleeping", "sleeping_blocking", "resisting"]
-    service = start_graphs(start_service, upstream, *blocking, *LEFT)
+    command = [sys.executable, "-c", "import service; service.main()"]
+    service = start_graphs(start_service, upstream, *blocking, *LEFT, command=command)
     gates = [Gate(tmp_path, graph) for graph in blocking]
     for _ in LEFT:
         upstream.play(*held(HOLD))

@@ -210,4 +210,4 @@ def test_viewers_that_take_nothing_hold_back_little(relay: Service, upstream: Up
         upstream.request().release()
         assert '"event":"done"' in list(told)[-1]
         assert resident(relay) - before < VIEWERS * SIZE / 3
-        assert status_of(relay.port, created["status_url"])["viewers"] == VIEWERS, "they are viewers still"
+        assert status_of(relay.port, created["status_url"])["viewers"] >= VIEWERS, "they are viewers still"

@@ -459,10 +459,10 @@ def test_a_chain_or_graph_that_is_not_known_is_refused_with_those_that_are(
     [
         ({}, "", None, "scripted/hello"),
         ({"langchain": of(writer="writer")}, "", None, "langchain/writer"),
-        (RUNNABLES, "", "agent", "langgraph/agent"),
-        (RUNNABLES, "second", "second", "langgraph/second"),
-        (RUNNABLES, "writer", "agent", "langchain/writer"),
-        ({**RUNNABLES, "polly": PARROT}, "", "agent", "polly/grey"),
+        (RUNNABLES, "", "langgraph/agent", "langgraph/agent"),
+        (RUNNABLES, "second", "langgraph/second", "langgraph/second"),
+        (RUNNABLES, "writer", "langgraph/agent", "langchain/writer"),
+        ({**RUNNABLES, "polly": PARROT}, "", "langgraph/agent", "polly/grey"),
     ],
 )
 def test_the_default_graph_is_the_default_model_or_the_first(

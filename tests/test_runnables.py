@@ -29,10 +29,9 @@ from langgraph.graph import MessagesState, StateGraph
 from pydantic import BaseModel, ValidationError
 
 from providers import Item
-from providers.langchain import Chains, Output, blocks
+from providers.langchain import Chains, Inside, Output, blocks
 from providers.langchain_messages import Tally
 from providers.runnables import (
-    Inside,
     Intake,
     check,
     config_of,

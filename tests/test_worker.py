@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.runnables.config import run_in_executor
 
 from providers import worker as worker_module
 from providers.worker import MOST, BrokenOff, Channel, Left, Worker
@@ -580,7 +581,7 @@ def test_no_more_threads_are_at_work_than_there_may_be_and_so_many_are() -> None
             yield [1]
 
         async def make_async() -> AsyncGenerator[Batch]:
-            await asyncio.to_thread(work)
+            await run_in_executor(None, work)  # as LangChain calls what is synchronous
             yield [1]
 
         streams = [worker.stream_blocking(make) for _ in range(2 * most)]
@@ -590,6 +591,23 @@ def test_no_more_threads_are_at_work_than_there_may_be_and_so_many_are() -> None
         return peak
 
     assert on_worker(test, threads=most) == most
+
+
+def test_what_langchain_does_not_call_does_not_wait_for_what_blocks() -> None:
+    """Looking up a host, for one: else no model could be called meanwhile."""
+
+    async def make() -> AsyncGenerator[Batch]:
+        found = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+        yield [found[0][4][0], await asyncio.to_thread(lambda: 1)]
+
+    async def test(worker: Worker) -> None:
+        gate = threading.Event()
+        busy = [worker._pool.submit(gate.wait, DEADLINE) for _ in range(3)]
+        assert await items_of(worker.stream(make)) == ["127.0.0.1", 1]
+        assert not any(one.done() for one in busy)
+        gate.set()
+
+    on_worker(test, threads=1)
 
 
 def test_threads_are_started_as_they_are_needed_and_used_again() -> None:
