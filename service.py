@@ -146,7 +146,7 @@ class Service:
         begin, settings = partial(self.runs.begin, run), self.settings
         ping, send = settings.ping_interval, settings.send_timeout
         response: Response
-        if ndjson or NDJSON in request.headers.get("accept", ""):
+        if ndjson or NDJSON in request.headers.get("accept", "").lower():
             response = LineStream(run, begin, after=after, ping_interval=ping, send_timeout=send)
         else:
             retry = settings.retry_ms

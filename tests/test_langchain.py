@@ -633,11 +633,13 @@ def test_a_chain_that_blocks_ends_at_the_next_thing_it_yields_and_its_viewer_is_
     limits = {"run_timeout": 0.3} if how == "deadline" else {}
     with post(chained.port, "/waiting/stream", input=ended, **limits) as client:
         assert client.until("token").data["token"] == "one "
+        path = client.head()[1]["content-location"]
         if how == "stops":
-            stop(chained.port, client.head()[1]["content-location"])
+            stop(chained.port, path)
             assert client.until("cancelled").data["reason"] == "requested"
         elif how == "deadline":
             assert client.until("error").data["code"] == "run_timeout"
+    eventually(lambda: status_of(chained.port, path)["ending"])
     assert not Path(ended["ended"]).exists()
     gate.open("wb").close()
     eventually(Path(ended["ended"]).exists)

@@ -731,6 +731,23 @@ def test_a_context_that_does_not_close_is_named_and_holds_up_no_other(caplog: py
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("raises", [ValueError, SystemExit, asyncio.CancelledError, Panic])
+def test_a_context_that_cannot_be_entered_says_so_at_once(raises: type[BaseException]) -> None:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
+        raise raises
+        yield
+
+    async def test(worker: Worker) -> None:
+        entering = asyncio.ensure_future(over_there(worker, worker.enter(opened())))
+        await asyncio.wait((entering,), timeout=DEADLINE / 4)
+        assert entering.done()
+        assert entering.cancelled() or entering.exception()
+        assert await items_of(stream_of(worker, "async", of([1]))) == [1]
+
+    on_worker(test)
+
+
 def test_closing_ends_async_work_and_its_readers_get_what_it_had_made() -> None:
     async def test() -> None:
         worker, record = Worker(2), Record()

@@ -40,12 +40,12 @@ def event_id(text: str, field: str) -> EventId:
     return EventId(found[1], int(found[2]))
 
 
-def position(run: Run, seen: EventId | None) -> int:
+def position(run: Run, seen: EventId | None, field: str = "last_event_id") -> int:
     """Return the place in the run's log after which a client goes on. Raises RequestError where it cannot be there."""
     if seen is None:
         return 0
     if seen.run != run.id:
-        raise RequestError("invalid_request", "That event is another run's.", field="last_event_id")
+        raise RequestError("invalid_request", "That event is another run's.", field=field)
     if seen.seq > len(run.log):
-        raise RequestError("invalid_request", "The run has not come so far.", field="last_event_id")
+        raise RequestError("invalid_request", "The run has not come so far.", field=field)
     return seen.seq

@@ -74,7 +74,8 @@ class LineStream(Response):
             after += len(events)
             async with asyncio.timeout(self._send_timeout):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async with asyncio.timeout(self._send_timeout):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _disconnect(receive: Receive) -> None:

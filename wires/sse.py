@@ -27,11 +27,15 @@ def frame(run_id: bytes, seq: int, event: Event) -> bytes:
     return b"event: %b\nid: %b-%d\ndata: %b\n\n" % (event.name.encode(), run_id, seq, json_line(event))
 
 
-async def frames(run: Run, after: int, retry_ms: int) -> AsyncIterator[bytes]:
+async def frames(
+    run: Run, after: int, retry_ms: int, over: Callable[[], object] = lambda: None
+) -> AsyncIterator[bytes]:
+    """Yield what is ready in one piece each; `over` is called when nothing follows."""
     run_id = run.id.encode()
     yield b"retry: %d\n\n" % retry_ms
     async for batch in follow(run.log, after):
         yield b"".join([frame(run_id, seq, event) for seq, event in batch])
+    over()
 
 
 class EventStream(EventSourceResponse):
@@ -54,7 +58,7 @@ class EventStream(EventSourceResponse):
         send_timeout: float,
     ) -> None:
         super().__init__(
-            frames(run, after, retry_ms),
+            frames(run, after, retry_ms, self._end),
             ping=ping_interval,
             ping_message_factory=lambda: b": ping\n\n",  # type: ignore[arg-type, return-value]  # bytes pass as they are
             sep="\n",  # its default, CRLF, hides every event from clients that split at two newlines
@@ -83,6 +87,10 @@ class EventStream(EventSourceResponse):
         self._sending_since = self._sending_since or self._now()  # a ping may wait behind an event
         await send(message)
         self._sending_since = None
+
+    def _end(self) -> None:
+        """Watch the end of the body as well, which sse-starlette sends by itself."""
+        self._sending_since = self._now()
 
     def _check_send(self) -> None:
         due = (self._sending_since or self._now()) + self._longest_send

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
-from starlette.websockets import WebSocket
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streaming.errors import Fault, RequestError
 from streaming.events import Cancelled, Done, Terminal, Token
@@ -68,7 +69,7 @@ class Conversation:
         if self._defaults.given(("input",)) or any(map(self._default, ("message", "question", "messages"))):
             raise RequestError("invalid_request", "Send messages as frames, not as parameters.", field="message")
         self._history: list[Message] = []
-        self._turn = _Turn(lost[0], position(*lost), None) if lost else None
+        self._turn = _Turn(lost[0], position(*lost, RESUME), None) if lost else None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _default(self, name: str) -> object:
@@ -85,7 +86,10 @@ class Conversation:
                     if turn := self._take(frame.get("text")):
                         self._play_next(turn)
                 except Fault as fault:
-                    await self._refuse(fault)
+                    async with asyncio.timeout(self._send_timeout):
+                        await self._refuse(fault)
+        except TimeoutError:
+            let_go(self._socket._receive, "(none)", self._send_timeout)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -94,7 +98,7 @@ class Conversation:
 
     def _take(self, text: str | None) -> _Turn | None:
         """Take a frame: stop the turn, or make the next one."""
-        if text is not None and len(text) > self._max_bytes:
+        if text is not None and len(text.encode()) > self._max_bytes:
             raise RequestError("too_large", f"The frame is larger than {self._max_bytes} bytes.")
         if text is None:
             raise RequestError("invalid_request", "Send text frames, not binary ones.")
@@ -114,6 +118,8 @@ class Conversation:
             for name in chat.__struct_fields__
             if (value := getattr(chat, name)) is not getattr(_BLANK, name)
         }
+        if chat.has_own_input or given.keys() & {"system", "system_prompt"}:  # not the parameters' then
+            given = {"system": chat.system, "system_prompt": chat.system_prompt, **given}
         whole = replace(self._defaults, **given)
         conversation = chat.conversation()
         if chat.has_own_input:
@@ -146,6 +152,8 @@ class Conversation:
                             await self._socket.send_text(line(run_id, seq, event)[:-1].decode())
         except TimeoutError:
             let_go(self._socket._receive, turn.run.id, self._send_timeout)  # a close frame would wait behind the rest
+        except (ClientDisconnect, WebSocketDisconnect):
+            return  # it is told by `receive` as well
         except Fault as fault:  # the service is stopping
             await self._refuse(fault)
         finally:
@@ -160,6 +168,7 @@ class Conversation:
         self._turn = None
         events = turn.run.log.read(0)
         answer = "".join(event.token for event in events if isinstance(event, Token))
+        answer = answer.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # pairs that came in two tokens
         if turn.conversation is not None and isinstance(events[-1], Done | Cancelled) and answer:
             self._history = [*turn.conversation, Message("assistant", answer)]
 
@@ -171,6 +180,8 @@ class Conversation:
 def _object(text: str) -> dict[str, object] | None:
     try:
         value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except RecursionError:
+        raise RequestError("invalid_request", "The frame nests too deeply.") from None
+    except msgspec.DecodeError:
         return None
     return value if isinstance(value, dict) else None
