@@ -338,7 +338,7 @@ def main() -> None:
         asyncio.run(service.providers.close())
         target = "service:app"
     uvicorn.run(target, host=options.host, port=options.port, workers=options.workers, reload=options.reload)
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    if any(not thread.name.startswith(("MainThread", "providers", "runnables")) for thread in threading.enumerate()):
         os._exit(0)  # a node that sleeps in a thread of LangGraph's own would hold up the end of the process
 
 

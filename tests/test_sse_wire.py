@@ -93,7 +93,7 @@ def mirrored(exchange: Exchange) -> dict[str, Any]:
     """Return the request as the provider got it."""
     _, token, rest = exchange.body.decode().partition('{"token":')
     asked, _ = json.JSONDecoder().raw_decode(token + rest)
-    return {name: value for name, value in json.loads(asked["token"]).items() if value is not None}
+    return {name: value for name, value in json.loads(asked["token"]).items() if value not in (None, False)}
 
 
 ALL_KINDS = script(
