@@ -12,10 +12,11 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing, closing, suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from streaming.errors import UpstreamError
 
@@ -29,6 +30,22 @@ MOST = 256  # items that wait to be taken; then who makes them waits
 # hundred streams beside one such thread 50 ms late in the median; with this it is 7 ms (`make bench`).
 SWITCH_INTERVAL = 0.0005
 CLOSE_TIMEOUT = 1.0  # what is cancelled has so long, in seconds, to close its connections before its viewers are told
+
+
+# The tasks that were made in the course of one stream, whoever made them.
+_spawned: ContextVar[WeakSet[asyncio.Task[Any]] | None] = ContextVar("spawned", default=None)
+
+
+def _task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+    task = asyncio.Task(coro, loop=loop, **options)
+    if (spawned := _spawned.get()) is not None:
+        spawned.add(task)
+    return task
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody has caught, by its type: its words may hold a prompt or a key."""
+    logger.error("in chains and graphs: %s (%s)", context.get("message"), type(context.get("exception")).__name__)
 
 
 def _nothing() -> None:
@@ -143,12 +160,21 @@ class Worker:
         loop, channel = self._running(), Channel()
         channel.over.add_done_callback(lambda over: ended())
         tasks: list[asyncio.Task[None]] = []
+        spawned: WeakSet[asyncio.Task[Any]] = WeakSet()
 
         def start() -> None:
+            _spawned.set(spawned)
             tasks.append(loop.create_task(_pump(channel, make)))
             self._streaming.add(tasks[0])
             tasks[0].add_done_callback(self._streaming.discard)
+            tasks[0].add_done_callback(clear)
             tasks[0].add_done_callback(channel.close)  # one that is cancelled before its first step too
+
+        def clear(task: asyncio.Task[None]) -> None:
+            """Cancel what it has left behind where it did not end well: LangChain's parallel chains forget theirs."""
+            if task.cancelled() or task.exception():
+                for left in [left for left in spawned if not left.done()]:
+                    left.cancel()
 
         loop.call_soon_threadsafe(start)
         try:
@@ -202,6 +228,8 @@ class Worker:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_task_factory(_task)
+                self._loop.set_exception_handler(_complain)
                 self._loop.set_default_executor(self._executor)
                 threading.Thread(target=_run, args=(self._loop,), name="runnables", daemon=True).start()
             return self._loop
@@ -230,6 +258,9 @@ async def _hold(
             logger.error("what a factory opened does not close: %s", type(exc).__name__)
         else:
             entered.set_exception(exc)
+    finally:
+        if not entered.done():
+            entered.set_exception(BrokenOff(sys.exception() or asyncio.CancelledError()))
 
 
 async def _pump(channel: Channel, make: Callable[[], AsyncGenerator[Batch]]) -> None:
