@@ -23,7 +23,8 @@ from streaming.request import RunRequest
 
 from . import Item, load_target, scrub, upstream_error
 from .langchain_messages import Messages, Tally, conversation
-from .worker import Batch, BrokenOff, Worker
+from .pool import BrokenOff
+from .worker import Batch, Worker
 
 logger = logging.getLogger("sidestream")
 Places = set[tuple[Any, str | None]]

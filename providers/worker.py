@@ -10,17 +10,14 @@ import logging
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, aclosing, closing, suppress
 from contextvars import ContextVar, copy_context
-from functools import partial
-from queue import SimpleQueue
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from streaming.errors import UpstreamError
-
 from . import Item
+from .pool import BrokenOff, Executor, Pool
 
 logger = logging.getLogger("sidestream")
 Value = TypeVar("Value")
@@ -54,14 +51,6 @@ def _nothing() -> None:
 
 class Left(Exception):
     """Nobody takes what is made: whoever makes it can stop."""
-
-
-class BrokenOff(UpstreamError):
-    """What runs here ended by what is no mere failure: sys.exit(), a cancellation of its own."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__("graph_failed", f"It broke off: {type(cause).__name__}.")
-        self.why = type(cause).__name__
 
 
 class Channel:
@@ -129,8 +118,8 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self._pool = _Pool(threads)
-        self._executor = _Executor(self._pool, _Pool(threads))
+        self._pool = Pool(threads)
+        self._executor = Executor(self._pool, Pool(threads))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         self._streaming: set[asyncio.Task[None]] = set()
@@ -275,54 +264,3 @@ def _pump_blocking(channel: Channel, make: Callable[[], Generator[Batch]]) -> No
         for batch in batches:
             if room := channel.put(batch):
                 room.result()
-
-
-class _Pool:
-    """Bounded, of daemon threads: one that sleeps in somebody's code does not hold up the process's end."""
-
-    def __init__(self, threads: int) -> None:
-        self._most = threads
-        self._started = 0
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._starting = threading.Lock()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._calls.put((future, partial(fn, *args, **kwargs)))
-        with self._starting:
-            if not self._idle.acquire(blocking=False) and self._started < self._most:
-                self._started += 1
-                threading.Thread(target=self._serve, name=f"runnables {self._started}", daemon=True).start()
-        return future
-
-    def _serve(self) -> None:
-        while True:
-            _fulfil(*self._calls.get())
-            self._idle.release()
-
-
-class _Executor(ThreadPoolExecutor):
-    """The loop's default, which must be one of these: what LangChain calls in a thread goes to `pool`, all else beside.
-
-    Among that are the looking up of hosts and what an SDK does before each request: were they to wait behind nodes
-    that sleep, no model could be called meanwhile.
-    """
-
-    def __init__(self, pool: _Pool, beside: _Pool) -> None:
-        super().__init__(1)  # whose one thread is never started
-        self._pools = pool, beside
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        called = fn.args[0] if isinstance(fn, partial) and fn.args else fn
-        somebodys = getattr(called, "__module__", None) == "langchain_core.runnables.config"
-        return self._pools[0 if somebodys else 1].submit(fn, *args, **kwargs)
-
-
-def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(call())
-    except BaseException as exc:  # as in any pool: whatever it is, it ends the call and not the thread
-        future.set_exception(exc if isinstance(exc, Exception) else BrokenOff(exc))

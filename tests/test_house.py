@@ -22,6 +22,7 @@ ALLOWED = {
 SHARED = {
     "providers.langchain_messages",
     "providers.plain",
+    "providers.pool",
     "providers.runnables",
     "providers.worker",
 }

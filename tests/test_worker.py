@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from langchain_core.runnables.config import run_in_executor
 
 from providers import worker as worker_module
-from providers.worker import MOST, BrokenOff, Channel, Left, Worker
+from providers.pool import BrokenOff
+from providers.worker import MOST, Channel, Left, Worker
 from streaming.errors import UpstreamError
 
 from .asgi import run
@@ -305,6 +306,24 @@ def test_the_loop_survives_an_exit_in_a_task_of_nobody() -> None:
         return await items_of(worker.stream(make))
 
     assert on_worker(test) == ["still here"]
+
+
+def test_of_a_task_that_fails_and_that_nobody_asks_no_word_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As where one branch of a RunnableParallel has failed before another does."""
+
+    async def fail() -> None:
+        raise ValueError("the words of sk-secret-1234567890")
+
+    async def make() -> AsyncGenerator[Batch]:
+        await asyncio.wait((asyncio.ensure_future(fail()),))
+        gc.collect()
+        yield [1]
+
+    async def test(worker: Worker) -> Batch:
+        return await items_of(worker.stream(make))
+
+    assert on_worker(test) == [1]
+    assert "secret" not in caplog.text
 
 
 def test_work_that_is_cancelled_while_it_waits_for_room_loses_nothing_of_what_it_made() -> None:
@@ -850,4 +869,4 @@ def test_nothing_is_left_of_many_streams() -> None:
 
     on_worker(test)
     gc.collect()
-    assert [one for one in gc.get_objects() if isinstance(one, Channel)] == []
+    assert [one for one in gc.get_objects() if type(one) is Channel] == []
