@@ -91,6 +91,9 @@ class Chains:
             text = f"`{foreign[0]}` is for graphs; {request.model} is a chain."
             raise RequestError("invalid_request", text, field=foreign[0])
         check(request)
+        if request.events and self._chains[request.model].blocks:
+            text = f"`events` needs a chain that streams asynchronously, and {request.model} has another way."
+            raise RequestError("invalid_request", text, field="events")
         return request
 
     def stream(self, request: RunRequest) -> AsyncGenerator[Batch]:

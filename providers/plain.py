@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -32,6 +33,7 @@ class _Copy:
 
     def of(self, value: Any) -> Any:
         kind = type(value)
+        self._left -= 1
         if value is None or kind is bool:
             return value
         if issubclass(kind, str):
@@ -48,8 +50,7 @@ class _Copy:
             return f"<{_name(kind)}>"
 
     def _whole(self, value: Any, kind: type[Any]) -> Any:
-        self._left -= 1
-        if id(value) in self._path or len(self._path) == DEPTH or self._left < 0:
+        if id(value) in self._path or len(self._path) == DEPTH or self._left <= 0:
             return SO_ON
         self._path.append(id(value))
         try:
@@ -73,7 +74,7 @@ class _Copy:
         if issubclass(kind, Mapping):
             return {self._key(key): self.of(item) for key, item in value.items()}
         if issubclass(kind, Collection):
-            return [self.of(item) for item in value]
+            return [self.of(item) for item in islice(value, self._left)]
         if hasattr(kind, "model_dump"):
             return self.of(value.model_dump())
         if is_dataclass(kind):

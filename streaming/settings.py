@@ -5,6 +5,7 @@ named in one message. Lists are comma-separated in the environment, tables are J
 `name=module:attr,...`. Vendors' own variables (API keys, base URLs) belong to the providers that read them.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from .request import WEEK, ProviderSettings, Seconds
 PREFIX = "SIDESTREAM_"
 Bytes = Annotated[int, Meta(gt=0)]
 Origin = Annotated[str, Meta(pattern=r"^https?://[^/?#\s*]+$")]
-Target = Annotated[str, Meta(pattern=r"^[\w.]+:\w+$")]
+TARGET = re.compile(r"[\w.]+:\w+")
 Doc = Meta
 # The same by another name, in the environment.
 SPELLINGS = {"graphs": "langgraph", "chains": "langchain"}
@@ -70,11 +71,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         dict[str, ProviderSettings], Doc(description="more providers, or other models for the built-in ones")
     ] = field(default_factory=dict)
     langgraph: Annotated[
-        dict[str, Target], Doc(description='graphs by name, `agent = "my_app.graph:graph"`; also `SIDESTREAM_GRAPHS`')
+        dict[str, str], Doc(description='graphs by name, `agent = "my_app.graph:graph"`; also `SIDESTREAM_GRAPHS`')
     ] = field(default_factory=dict)
-    langchain: Annotated[
-        dict[str, Target], Doc(description="chains by name, as graphs are; also `SIDESTREAM_CHAINS`")
-    ] = field(default_factory=dict)
+    langchain: Annotated[dict[str, str], Doc(description="chains by name, as graphs are; also `SIDESTREAM_CHAINS`")] = (
+        field(default_factory=dict)
+    )
     threads: Annotated[
         int, Meta(ge=1, le=1000), Doc(description="threads for what is synchronous in chains and graphs")
     ] = 32
@@ -116,6 +117,10 @@ def _convert(raw: Any, spec: FieldInfo) -> Any:
         raw = _parsed(raw, spec.name)
     if isinstance(raw, dict) and spec.name == "providers":
         return {name: _named(name, table) for name, table in raw.items()}
+    if isinstance(raw, dict):
+        for name, target in raw.items():
+            if not isinstance(target, str) or not TARGET.fullmatch(target):
+                raise msgspec.ValidationError(f"{name}: Expected `module:attr`, got `{target}`")
     return msgspec.convert(raw, spec.type, strict=False)
 
 
@@ -123,16 +128,21 @@ def _parsed(text: str, name: str) -> Any:
     """Read what the environment holds as text, where it stands for a list or a table."""
     if name == "allowed_origins":
         return [origin for part in text.split(",") if (origin := part.strip())]
-    if name in SPELLINGS.values() and not text.startswith("{"):
-        return dict(_pair(part) for part in text.split(",") if part.strip())
+    if name in SPELLINGS.values() and not text.lstrip().startswith("{"):
+        return _pairs(text)
     return msgspec.json.decode(text) if name in ("providers", *SPELLINGS.values()) else text
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, target = text.partition("=")
-    if not equals:
-        raise msgspec.ValidationError(f"Expected `name=module:attr`, got `{text.strip()}`")
-    return name.strip(), target.strip()
+def _pairs(text: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, equals, target = map(str.strip, part.partition("="))
+        if not equals:
+            raise msgspec.ValidationError(f"Expected `name=module:attr`, got `{part}`")
+        if name in pairs:
+            raise msgspec.ValidationError(f"{name}: given twice")
+        pairs[name] = target
+    return pairs
 
 
 def _named(name: str, table: Any) -> ProviderSettings:

@@ -827,3 +827,8 @@ def test_all_of_this_left_nothing_behind(chained: Service, narrow: Service) -> N
         assert "Traceback" not in service.log
         assert "secret" not in service.log
         assert OPENAI_KEY not in service.log
+
+
+def test_what_streams_only_synchronously_tells_no_events(chained: Service) -> None:
+    status, code, _, field = refused(post(chained.port, "/words/stream", message="a b", events=True))
+    assert (status, code, field) == (400, "invalid_request", "events")

@@ -809,7 +809,7 @@ def test_bad_graphs_stop_the_start_with_one_message_that_names_them_all() -> Non
     ("setting", "problem"),
     [
         ("agent", "SIDESTREAM_GRAPHS: Expected `name=module:attr`, got `agent`"),
-        ("agent=module", "SIDESTREAM_GRAPHS: Expected `str` matching regex"),
+        ("agent=module", "SIDESTREAM_GRAPHS: agent: Expected `module:attr`, got `module`"),
     ],
 )
 def test_a_setting_of_graphs_that_says_nothing_stops_the_start(setting: str, problem: str) -> None:

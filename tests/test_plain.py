@@ -25,7 +25,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import BaseModel, ConfigDict, PrivateAttr, SecretStr
 
-from providers.plain import DEPTH, plain
+from providers.plain import DEPTH, MOST, plain
 from wires.chat import json_line
 
 SO_ON = "(and so on)"
@@ -449,3 +449,7 @@ def wreck(value: Any, seen: set[int]) -> None:
         value.name = "changed"
     for one in inner:
         wreck(one, seen)
+
+
+def test_what_has_no_end_to_speak_of_is_told_as_far_as_anybody_reads() -> None:
+    assert len(plain(range(10**12))) <= MOST

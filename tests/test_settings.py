@@ -184,7 +184,7 @@ BAD = [
     ("CHAINS", "[]", "Expected `name=module:attr`, got `[]`"),
     ("CHAINS", "null", "Expected `name=module:attr`, got `null`"),
     ("GRAPHS", "{", "Input data was truncated"),
-    ("GRAPHS", '{"a": 5}', "Expected `str`, got `int` - at `$[...]`"),
+    ("GRAPHS", '{"a": 5}', "a: Expected `module:attr`, got `5`"),
     ("THREADS", "0", "Expected `int` >= 1"),
     ("THREADS", "-1", "Expected `int` >= 1"),
     ("THREADS", "1001", "Expected `int` <= 1000"),
@@ -205,7 +205,11 @@ def test_a_bad_variable_is_named_with_what_is_wrong(name: str, value: str, probl
 def test_what_is_no_module_and_attribute_is_no_graph_and_no_chain(name: str, target: str) -> None:
     settings, [problem] = load({f"SIDESTREAM_{name}": f"a={target}"})
     assert settings == changed()
-    assert problem.startswith(f"SIDESTREAM_{name}: Expected `str` matching ")
+    assert problem == f"SIDESTREAM_{name}: a: Expected `module:attr`, got `{target}`"
+
+
+def test_one_name_is_one_graph() -> None:
+    assert load({"SIDESTREAM_GRAPHS": "a=m:g, a=m:h"}) == (changed(), ["SIDESTREAM_GRAPHS: a: given twice"])
 
 
 def test_no_interval_is_endless(config: Path) -> None:
@@ -226,8 +230,8 @@ def test_no_interval_is_endless(config: Path) -> None:
         ("allowed_origins = [1]", "{}: allowed_origins: Expected `str`, got `int` - at `$[0]`"),
         ("modle = 'x'", "{}: modle: no such setting"),
         ("providers.x.enabled = 7", "{}: providers: x: Expected `bool`, got `int` - at `$.enabled`"),
-        ("langgraph.a = 5", "{}: langgraph: Expected `str`, got `int` - at `$[...]`"),
-        ("langgraph.a.b = 'm:g'", "{}: langgraph: Expected `str`, got `object` - at `$[...]`"),
+        ("langgraph.a = 5", "{}: langgraph: a: Expected `module:attr`, got `5`"),
+        ("langgraph.a.b = 'm:g'", "{}: langgraph: a: Expected `module:attr`, got `{{'b': 'm:g'}}`"),
         ("langchain = ['m:g']", "{}: langchain: Expected `object`, got `array`"),
         ("graphs.a = 'm:g'", "{}: graphs: no such setting"),
         ("threads = 0", "{}: threads: Expected `int` >= 1"),
