@@ -3,8 +3,8 @@
 https://docs.langchain.com/oss/python/langgraph/streaming. Subgraphs are always included, with their namespace.
 `updates` are followed even where nobody asked for them: they tell who waits for a person.
 
-A graph with a checkpointer keeps threads. One run at a time goes on with a thread; the next waits until it has ended,
-also where it was stopped and is still busy with that.
+A graph with a checkpointer keeps threads. One run of a process at a time goes on with a thread; the next waits until it
+has ended, also where it was stopped and is still busy with that.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ from .runnables import (
     events_of,
     find,
     followed,
+    raised_by,
     raised_in,
 )
 from .worker import Batch, Worker
@@ -65,6 +66,7 @@ EVENTS: dict[str, type[GraphEvent]] = {
     "debug": Debug,
 }
 # Where LangGraph looks at what it is given, and what it raises where it does not like that, before any node begins.
+LIBRARIES = ("langgraph.", "langchain_core.", "pydantic")
 LOOKING: Places = {("langgraph.pregel._loop", "_first")}
 REFUSING = (
     ValueError,
@@ -103,7 +105,7 @@ class _OfGraph(Translation):
         by_schema = getattr(exc, "title", None) in self._titles and not self.tally.ended
         if by_schema or raised_in(exc, LOOKING):
             return True
-        return isinstance(exc, REFUSING) and not self.tally.begun
+        return isinstance(exc, REFUSING) and not self.tally.begun and raised_by(exc, LIBRARIES)
 
     def failed_where(self, exc: Exception) -> str:
         node = self.tally.node_of(exc)
@@ -133,8 +135,18 @@ class Parts(_OfGraph):
             if changed and mode in self.modes:
                 yield Updates(ns, plain(changed))
         elif mode in self.modes:
-            yield EVENTS[mode](ns, plain(data))
+            yield EVENTS[mode](ns, _without_words(plain(data)))
         yield from self.tally.news()
+
+
+def _without_words(data: Any) -> Any:
+    """Leave of the errors in a checkpoint, which savers keep as text, their types: their words may hold anything."""
+    checkpoint = data.get("payload", data) if isinstance(data, dict) else data
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("tasks"), list):
+        for task in checkpoint["tasks"]:
+            if isinstance(task, dict) and isinstance(task.get("error"), str):
+                task["error"] = task["error"].partition("(")[0]
+    return data
 
 
 class Inside(_OfGraph):
@@ -244,7 +256,12 @@ class Graphs:
         if graph.keeps_threads:
             turn = graph.turns.setdefault(request.thread_id, turn)
         await turn.acquire()
-        async with aclosing(graph.stream(self._worker, request, turn.release)) as batches:
+        try:
+            stream = graph.stream(self._worker, request, turn.release)
+        except Exception:
+            turn.release()
+            raise
+        async with aclosing(stream) as batches:
             async for batch in batches:
                 yield batch
 

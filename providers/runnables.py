@@ -27,6 +27,7 @@ from .pool import BrokenOff
 from .worker import Batch, Worker
 
 logger = logging.getLogger("sidestream")
+FRAMES = 30  # of a traceback that are logged, the innermost
 Places = set[tuple[Any, str | None]]
 
 
@@ -217,6 +218,12 @@ LOOKING: Places = {
 }
 
 
+def raised_by(exc: Exception, modules: tuple[str, ...]) -> bool:
+    """Tell whether `exc` was raised in one of the `modules`, named by how they begin; its words are theirs then."""
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(modules)
+
+
 def raised_in(exc: Exception, places: Places) -> bool:
     """Tell whether `exc` was raised in one of the `places`: a module, or a function of one."""
     *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
@@ -240,6 +247,6 @@ def failure(what: str, exc: Exception) -> UpstreamError:
     why = exc.why if isinstance(exc, BrokenOff) else type(exc).__name__
     if isinstance(status, int):
         why = upstream_error(status=status).text[:-1]
-    where = "".join(traceback.format_tb(exc.__traceback__))
+    where = "".join(traceback.format_tb(exc.__traceback__, limit=-FRAMES))
     logger.warning("%s failed: %s\n%s", what, type(exc).__name__, where)
     return UpstreamError("graph_failed", f"{what} failed: {why}.")

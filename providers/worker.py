@@ -7,6 +7,7 @@ comes over through a channel: bounded, in order, nothing lost. It knows nothing 
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -26,16 +27,18 @@ MOST = 256  # items that wait to be taken; then who makes them waits
 # How long, in seconds, a thread that computes keeps the others waiting each time. Python's 5 ms make a service of a
 # hundred streams beside one such thread 50 ms late in the median; with this it is 7 ms (`make bench`).
 SWITCH_INTERVAL = 0.0005
+LIBRARIES = re.compile(r"[/\\](langchain_core|langgraph)[/\\]")
 CLOSE_TIMEOUT = 1.0  # what is cancelled has so long, in seconds, to close its connections before its viewers are told
 
 
-# The tasks that were made in the course of one stream, whoever made them.
+# The tasks that LangChain and LangGraph have made in the course of one stream. Others' may be meant to outlive it.
 _spawned: ContextVar[WeakSet[asyncio.Task[Any]] | None] = ContextVar("spawned", default=None)
 
 
 def _task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
     task = asyncio.Task(coro, loop=loop, **options)
-    if (spawned := _spawned.get()) is not None:
+    code = getattr(coro, "cr_code", None)
+    if (spawned := _spawned.get()) is not None and code and LIBRARIES.search(code.co_filename):
         spawned.add(task)
     return task
 
@@ -46,7 +49,7 @@ def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 def _nothing() -> None:
-    """Do it."""
+    """For who wants no call."""
 
 
 class Left(Exception):

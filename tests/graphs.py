@@ -324,6 +324,14 @@ def raising() -> Graph:
 # --- States of other kinds -------------------------------------------------------------------------------------------
 
 
+def lose_the_way(state: State) -> str:
+    raise ValueError(WORDS)
+
+
+failing_on_the_way = StateGraph(State).add_node(note).add_conditional_edges(START, lose_the_way, ["note"]).compile()
+failing_kept = chain_of(note, fail, checkpointer=InMemorySaver())
+
+
 class Strict(BaseModel):
     count: int
 
@@ -356,6 +364,11 @@ def count(state: Strict) -> dict[str, Any]:
     return {"count": state.count + 1}
 
 
+def count_wrongly(state: Strict) -> dict[str, Any]:
+    return {"count": "several"}
+
+
+strict_later = StateGraph(Strict).add_sequence([count_wrongly, count]).add_edge(START, "count_wrongly").compile()
 strict = StateGraph(Strict).add_node(count).add_edge(START, "count").compile()
 
 

@@ -26,6 +26,7 @@ NAMES = (
     *("failing", "failing_first", "failing_within", "failing_both", "failing_blocking"),
     *("leaving", "leaving_async", "breaking", "grumbling", "resisting"),
     *("parallel", "writing", "writing_nothings", "writing_much", "writing_much_blocking", "configured", "greeting"),
+    *("failing_on_the_way", "failing_kept", "strict_later"),
     *("endless", "strict", "strangest", "remembering", "keeping", "keeping_within"),
     *("keeping_threads", "keeping_blocking", "keeping_both"),
     *("sleeping", "sleeping_wrongly", "sleeping_blocking"),

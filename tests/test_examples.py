@@ -198,3 +198,11 @@ def test_a_service_serves_the_agent(start_service: Start) -> None:
     (server,) = model_servers(service.process.pid)
     service.stop()
     assert server not in model_servers(service.process.pid)
+
+
+def test_what_make_run_names_serves_the_agent(start_service: Start) -> None:
+    config = "examples/sidestream.toml"
+    assert f"config={config}" in (ROOT / "Makefile").read_text()
+    service = start_service(SIDESTREAM_CONFIG=config)
+    with get(service.port, "/v1/models") as client:
+        assert b'"langgraph/agent"' in client.read()

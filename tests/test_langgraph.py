@@ -567,6 +567,24 @@ def test_no_tag_brings_out_the_words_of_a_failure(graphs: Service, tags: list[st
     assert (name, data["code"]) == ("error", "graph_failed")
 
 
+def test_an_edge_that_fails_before_any_node_is_no_refusal_of_the_input(graphs: Service) -> None:
+    name, data = tells_no_words(graphs, post(graphs.port, "/failing_on_the_way/stream", message="Hi"))[-1]
+    assert (name, data["code"]) == ("error", "graph_failed")
+
+
+@pytest.mark.parametrize("mode", ["checkpoints", "debug", "tasks", "values"])
+def test_a_checkpoint_tells_no_words_of_a_failure(graphs: Service, mode: str) -> None:
+    """Savers keep an error as text, and a thread that goes on begins by telling of it."""
+    tells_no_words(graphs, post(graphs.port, "/failing_kept/stream", message="Hi", thread_id=mode, stream_mode=mode))
+    again = post(graphs.port, "/failing_kept/stream", input=None, thread_id=mode, stream_mode=mode)
+    assert tells_no_words(graphs, again)[-1][1]["code"] == "graph_failed"
+
+
+def test_a_state_that_a_node_has_spoiled_is_no_input_that_was_refused(graphs: Service) -> None:
+    name, data = run(graphs, "strict_later", input={"count": 1})[-1]
+    assert (name, data["code"]) == ("error", "graph_failed")
+
+
 def test_events_of_a_graph_that_fails_end_so(graphs: Service) -> None:
     client = post(graphs.port, "/failing/stream", message="Hi", events=True, include_types=["tool"])
     assert tells_no_words(graphs, client) == [start("failing"), failed("The node 'fail' failed: ValueError.")]
