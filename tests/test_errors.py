@@ -29,6 +29,7 @@ CODES: dict[str, tuple[type[Fault], int, bool, str]] = {
     "upstream_invalid": (UpstreamError, 502, True, "Bad Gateway"),
     "content_filtered": (UpstreamError, 502, False, "Bad Gateway"),
     "context_length": (UpstreamError, 502, False, "Bad Gateway"),
+    "graph_failed": (UpstreamError, 502, False, "Bad Gateway"),
     "first_token_timeout": (ServiceError, 504, True, "Gateway Timeout"),
     "idle_timeout": (ServiceError, 504, True, "Gateway Timeout"),
     "run_timeout": (ServiceError, 504, True, "Gateway Timeout"),
