@@ -39,6 +39,12 @@ def hasty(start_service: Start, upstream_server: Upstream) -> Service:
     return warm(service, upstream_server)
 
 
+@pytest.fixture(scope="module")
+def pinging(start_service: Start, upstream_server: Upstream) -> Service:
+    """A service that pings all the time, and is in no hurry."""
+    return warm(start_service(SIDESTREAM_PING_INTERVAL="0.02", **environ(upstream_server)), upstream_server)
+
+
 def times_out(
     service: Service,
     upstream: Upstream,
@@ -185,10 +191,10 @@ BLOCK = re.compile(rb"retry: 3000|: ping|event: \w+\nid: [0-9a-f]{32}-\d+\ndata:
 
 @each_dialect
 def test_pings_come_before_the_headers_and_before_the_first_token(
-    hasty: Service, upstream: Upstream, dialect: Dialect
+    pinging: Service, upstream: Upstream, dialect: Dialect
 ) -> None:
     upstream.play(PAUSE, Head(), *dialect.opening, PAUSE, dialect.token("One"), *dialect.ending, END)
-    with post(hasty.port, f"/{dialect.provider}/stream", message="Hi") as client:
+    with post(pinging.port, f"/{dialect.provider}/stream", message="Hi") as client:
         exchange = upstream.request()
         for pings in (2, 5):
             client.read_on(lambda body: body.count(b": ping\n\n") >= pings)  # noqa: B023
@@ -198,10 +204,10 @@ def test_pings_come_before_the_headers_and_before_the_first_token(
 
 
 @each_dialect
-def test_pings_never_come_within_an_event(hasty: Service, upstream: Upstream, dialect: Dialect) -> None:
+def test_pings_never_come_within_an_event(pinging: Service, upstream: Upstream, dialect: Dialect) -> None:
     large = dialect.token("word " * 40_000)
     upstream.play(Head(), *dialect.opening, *[large, Repeat(dialect.token("x"), 0.001, 40)] * 8, *dialect.ending, END)
-    with post(hasty.port, f"/{dialect.provider}/stream", message="Hi") as client:
+    with post(pinging.port, f"/{dialect.provider}/stream", message="Hi") as client:
         blocks = client.read().split(b"\n\n")
     assert blocks.pop() == b""
     assert [block for block in blocks if not BLOCK.fullmatch(block)] == []
