@@ -189,6 +189,7 @@ def wide(load: Path, relay: Running, wire: str, streams: int) -> Numbers:
 def beside(load: Path, relay: Running, wire: str, pace: Pace, name: str) -> Numbers:
     """How late tokens come while an operator's graphs or chains block (BLOCKING); in a process of its own each."""
     runs = [new_run(relay, model, linger=LOAD_SECONDS) for model in BLOCKING[name]]
+    time.sleep(SETTLE)  # what the first run of a graph imports is not what is measured
     model = f"n{pace.tokens}-i{pace.interval_ms}-f0"
     counts = play(load, relay, wire, Script(model, pace.tokens, pace.streams, ramp_ms=pace.ramp_ms))
     for path in runs:
