@@ -184,7 +184,7 @@ class Slow(Blocking):
         try:
             while True:
                 yield "word "
-                time.sleep(0.01)
+                time.sleep(0.01)  # its pace: a chain that is slow is what it is about, and nobody waits for this
         finally:
             if isinstance(input, dict):
                 Path(input["ended"]).touch()

@@ -264,7 +264,7 @@ class Endless:
 
 class Nameless(type):
     @property
-    def __name__(cls) -> Any:  # type: ignore[override]
+    def __name__(cls) -> Any:  # type: ignore[override]  # what the test is about
         return object()
 
 
@@ -318,7 +318,7 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "a fraction that is not subtracted": lambda: does(of=float, __sub__=BOOM)(0.5),
     "a fraction that is none": lambda: does(of=float, __float__=BOOM)(0.5),
     "a number of ten thousand digits": lambda: 10**10_000,
-    "a member of those": lambda: enum.Enum("Large", {"A": 10**10_000}).A,  # type: ignore[attr-defined]
+    "a member of those": lambda: enum.Enum("Large", {"A": 10**10_000}).A,  # type: ignore[attr-defined]  # made by its text
     "a key of those": lambda: {10**10_000: 1},
     "no name": NamelessThing,
     "a class without a name": lambda: NamelessThing,
@@ -443,7 +443,7 @@ def wreck(value: Any, seen: set[int]) -> None:
         inner = [value.x]
     elif type(value) is Point:
         inner = [value.x, value.there]
-        value.x = value.there = "changed"  # type: ignore[assignment]
+        value.x = value.there = "changed"  # type: ignore[assignment]  # any value will do
     elif type(value) is Person:
         inner = list((value.model_extra or {}).values())
         value.name = "changed"
