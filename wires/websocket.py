@@ -66,14 +66,13 @@ class Conversation:
         self._send_timeout = send_timeout
         self._max_bytes = max_bytes
         self._defaults = decode_query([pair for pair in socket.query_params.multi_items() if pair[0] != RESUME])
-        if self._defaults.given(("input",)) or any(map(self._default, ("message", "question", "messages"))):
+        if self._defaults.given(("input",)) or any(
+            getattr(self._defaults, name) for name in ("message", "question", "messages")
+        ):
             raise RequestError("invalid_request", "Send messages as frames, not as parameters.", field="message")
         self._history: list[Message] = []
         self._turn = _Turn(lost[0], position(*lost, RESUME), None) if lost else None
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def _default(self, name: str) -> object:
-        return getattr(self._defaults, name)
 
     async def serve(self) -> None:
         """Accept the socket and serve it until it closes; a turn that is going on has lost its viewer then."""
