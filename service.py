@@ -42,6 +42,7 @@ from wires.origin import check_origin
 from wires.problem import PROBLEMS, Problems, problem
 from wires.resource import Links, digest, idempotency_key, json_response, path_of, status
 from wires.sse import EventStream
+from wires.viewer import Viewer
 from wires.websocket import Conversation, lost_at
 
 WEB = Path(__file__).parent / "web"
@@ -143,14 +144,18 @@ class Service:
         after = position(run, seen)
         if run.log.ended(after):
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        begin, settings = partial(self.runs.begin, run), self.settings
-        ping, send = settings.ping_interval, settings.send_timeout
+        viewer = Viewer(
+            run,
+            partial(self.runs.begin, run),
+            after=after,
+            ping_interval=self.settings.ping_interval,
+            send_timeout=self.settings.send_timeout,
+        )
         response: Response
         if ndjson or NDJSON in request.headers.get("accept", "").lower():
-            response = LineStream(run, begin, after=after, ping_interval=ping, send_timeout=send)
+            response = LineStream(viewer)
         else:
-            retry = settings.retry_ms
-            response = EventStream(run, begin, after=after, retry_ms=retry, ping_interval=ping, send_timeout=send)
+            response = EventStream(viewer, retry_ms=self.settings.retry_ms)
         if request.method == "HEAD":
             return _head(response)
         response.headers["Content-Location"] = path_of(request.scope, run)

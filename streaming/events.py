@@ -5,11 +5,9 @@ An event does not know its id: that is its place in the event log (`<run_id>-<se
 left out of the JSON. Not here: how events travel (wires/) and what a vendor calls them (providers/).
 """
 
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import replace
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "interrupt"]
 
@@ -39,18 +37,10 @@ class Event(Struct, frozen=True):
 
 
 class Delta(Event, frozen=True):
-    """A fragment of content. Adjacent deltas of equal `kin` say the same as one delta of their joined text."""
-
-    @property
-    def kin(self) -> tuple[object, ...]:
-        raise NotImplementedError
+    """A fragment of content. One that `follows` another says with it the same as one delta of their joined text."""
 
     @property
     def text(self) -> str:
-        raise NotImplementedError
-
-    def joined(self, text: str) -> "Delta":
-        """Return this delta with `text` in place of its own."""
         raise NotImplementedError
 
     @property
@@ -59,8 +49,16 @@ class Delta(Event, frozen=True):
         return not self.text
 
     def follows(self, other: "Delta") -> bool:
-        """Whether it goes on where `other` of the same kin left off."""
-        return self.kin == other.kin
+        """Whether it goes on where `other` left off, and differs from it in nothing but its text."""
+        raise NotImplementedError
+
+    def joined(self, text: str) -> "Delta":
+        """Return this delta with `text` in place of its own."""
+        raise NotImplementedError
+
+    def going_on(self, text: str) -> "Delta":
+        """Return a delta of `text` that follows this one."""
+        return self.joined(text)
 
 
 class Start(Event, frozen=True):
@@ -81,12 +79,11 @@ class Token(Delta, frozen=True):
     ns: tuple[str, ...] | UnsetType = UNSET
 
     @property
-    def kin(self) -> tuple[object, ...]:
-        return Token, self.node, self.ns
-
-    @property
     def text(self) -> str:
         return self.token
+
+    def follows(self, other: Delta) -> bool:
+        return isinstance(other, Token) and self.node == other.node and self.ns == other.ns
 
     def joined(self, text: str) -> "Token":
         return Token(text, self.node, self.ns)
@@ -99,12 +96,11 @@ class Reasoning(Delta, frozen=True):
     ns: tuple[str, ...] | UnsetType = UNSET
 
     @property
-    def kin(self) -> tuple[object, ...]:
-        return Reasoning, self.node, self.ns
-
-    @property
     def text(self) -> str:
         return self.reasoning
+
+    def follows(self, other: Delta) -> bool:
+        return isinstance(other, Reasoning) and self.node == other.node and self.ns == other.ns
 
     def joined(self, text: str) -> "Reasoning":
         return Reasoning(text, self.node, self.ns)
@@ -122,10 +118,6 @@ class ToolCallDelta(Delta, frozen=True):
     ns: tuple[str, ...] | UnsetType = UNSET
 
     @property
-    def kin(self) -> tuple[object, ...]:
-        return ToolCallDelta, self.index, self.node, self.ns
-
-    @property
     def text(self) -> str:
         return self.args_delta
 
@@ -134,10 +126,19 @@ class ToolCallDelta(Delta, frozen=True):
         return not self.args_delta and self.id is UNSET
 
     def follows(self, other: Delta) -> bool:
-        return self.id is UNSET and self.kin == other.kin  # one that names its call opens a new one
+        return (
+            isinstance(other, ToolCallDelta)
+            and self.id is UNSET  # one that names its call opens a new one
+            and self.index == other.index
+            and self.node == other.node
+            and self.ns == other.ns
+        )
 
     def joined(self, text: str) -> "ToolCallDelta":
-        return replace(self, args_delta=text)
+        return ToolCallDelta(self.index, text, self.id, self.tool, self.node, self.ns)
+
+    def going_on(self, text: str) -> "ToolCallDelta":
+        return ToolCallDelta(self.index, text, node=self.node, ns=self.ns)
 
 
 class ToolCall(Event, frozen=True):
@@ -255,34 +256,3 @@ class Cancelled(Terminal, frozen=True, kw_only=True):
     done: Literal[True] = True
     reason: Literal["disconnected", "requested", "draining"]
     usage: Usage
-
-
-def merge(events: Iterable[Event], after: int) -> list[tuple[int, Event]]:
-    """Number the events that follow `after` and join adjacent deltas of one kin.
-
-    A joined delta has the number of its last part, so a client that names it has seen all of it.
-    """
-    merged: list[tuple[int, Event]] = []
-    parts: list[str] = []
-    first: Delta | None = None
-
-    def flush(seq: int) -> None:
-        nonlocal first
-        if first is not None:
-            merged.append((seq, first if len(parts) == 1 else first.joined("".join(parts))))
-            first = None
-            parts.clear()
-
-    seq = after
-    for seq, event in enumerate(events, after + 1):
-        if first is not None and isinstance(event, Delta) and event.follows(first):
-            parts.append(event.text)
-            continue
-        flush(seq - 1)
-        if isinstance(event, Delta):
-            first = event
-            parts.append(event.text)
-        else:
-            merged.append((seq, event))
-    flush(seq)
-    return merged

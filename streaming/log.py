@@ -1,42 +1,53 @@
 """The event log: everything a run has said, numbered, in order, bounded, never trimmed.
 
-A run appends; a viewer is a position: `read(after)` what follows it, `wait(after)` until something does. One loop
-over these two is live streaming, catching up and resuming; they differ only in how far behind the position is.
-So there is no queue per viewer, and a slow viewer costs nothing and holds nobody up.
+A run appends; a viewer is a cursor: it takes what follows its position, or waits until something does. That is live
+streaming, catching up and resuming alike; they differ only in how far behind the position is. So there is no queue
+per viewer, and a slow viewer costs nothing and holds nobody up.
 
-    seq      1      2       3       4            an event's number is its place, from 1
-           start  token   token   done           the terminal event closes the log
-    after=0 ^ reads all      ^ after=2 reads token, done
+    seq       1       2       3        4           an event's number is its place, from 1
+            start   token   "text"   done          the terminal event closes the log
+    after=0 ^ takes all      ^ after=2 takes the rest of the token, done
+
+A delta that goes on where the one before left off is kept as its bare text. So what is ready is joined by one
+`str.join`, whether that is one token or 100,000, and a token takes half the memory of its struct.
 
 It does not know what events mean, but that a Terminal is the last.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import cast
 
 import msgspec
 
-from .events import Delta, Event, Terminal, merge
+from .events import Delta, Event, Terminal
 
-# What an event costs beside its text, measured with sys.getsizeof: the struct, its string's header, the list's slot.
+# What an event costs beside its text, by sys.getsizeof: the struct (72), its string's header (49), a slot in the list
+# (8). Of a delta that is kept as bare text, which most of a long answer is, it is twice the cost.
 EVENT_OVERHEAD = 128
 # What a viewer far behind takes in one turn, in bytes as counted above: some 15,000 tokens, or 2 MB of longer deltas.
-# To merge, encode and send it holds up all others for about 10 ms.
+# To join, encode and send it holds up all others for a few ms.
 TURN = 2 * 2**20
+Numbered = tuple[int, Event]
+Encode = Callable[[bytes, int, Event], bytes]
 
 
 class EventLog:
-    """The retained events of one run. Belongs to one event loop; not for threads."""
+    """The retained events of one run, whose id is `run_id`. Belongs to one event loop; not for threads."""
 
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._waiting: list[asyncio.Future[None]] = []
+    def __init__(self, run_id: str = "") -> None:
         self.size = 0
         self.closed = False
+        self._run_id = run_id.encode()
+        self._entries: list[Event | str] = []
+        self._heads: list[int] = []  # where an entry is an event; what follows until the next one goes on with its text
+        self._last: Delta | None = None
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._shared: dict[Encode, tuple[int, int, bytes]] = {}
 
     def __len__(self) -> int:
-        return len(self._events)
+        return len(self._entries)
 
     def append(self, events: Sequence[Event]) -> None:
         """Add events and wake whoever waits; one call is one wake-up. Raises RuntimeError once closed."""
@@ -44,56 +55,147 @@ class EventLog:
             raise RuntimeError("append to a closed event log")
         if not events:
             return
-        self.size += sum(map(size_of, events))
-        self._events.extend(events)
-        self.closed = isinstance(events[-1], Terminal)
-        waiting, self._waiting = self._waiting, []
+        for event in events:
+            self.size += size_of(event)
+            if not isinstance(event, Delta):
+                self._last = None
+            elif self._last is not None and event.follows(self._last):
+                self._entries.append(event.text)
+                continue
+            else:
+                self._last = event
+            self._heads.append(len(self._entries))
+            self._entries.append(event)
+        if isinstance(events[-1], Terminal):
+            self.closed = True
+            self._shared.clear()
+        waiting, self._waiting = self._waiting, {}
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def read(self, after: int) -> list[Event]:
-        """Return the events numbered `after + 1` and on; empty if there are none yet."""
-        return self._events[after:]
+    def merged(self, after: int, upto: int | None = None) -> list[Numbered]:
+        """Return the events numbered `after + 1` to `upto` (else to the last), adjacent deltas joined.
 
-    async def next(self, after: int) -> list[Event]:
-        """Return what follows `after` as soon as there is something: all of it, but what would hold up the others.
-
-        Who is so far behind takes turns with them. Empty once the log is closed and was read to its end.
+        A joined delta has the number of its last part, so a client that names it has seen all of it.
         """
-        behind = len(self._events) - after
-        if behind > 1000 and behind > (most := TURN * len(self._events) // self.size):
-            await asyncio.sleep(0)
-            return self._events[after : after + max(most, 1)]
-        await self.wait(after)
-        return self._events[after:]
+        entries, heads = self._entries, self._heads
+        end = len(entries) if upto is None else upto
+        found: list[Numbered] = []
+        place = bisect_right(heads, after)
+        while after < end:
+            head = heads[place - 1]
+            last = heads[place] if place < len(heads) and heads[place] < end else end
+            event = cast(Event, entries[head])
+            if after > head:
+                event = cast(Delta, event).going_on("".join(cast(list[str], entries[after:last])))
+            elif last > head + 1:
+                delta = cast(Delta, event)
+                event = delta.joined(delta.text + "".join(cast(list[str], entries[head + 1 : last])))
+            found.append((last, event))
+            after, place = last, place + 1
+        return found
+
+    def encoded(self, after: int, upto: int, encode: Encode) -> bytes:
+        """Return what `merged` does, encoded; viewers of an open run who are equally far share one encoding."""
+        shared = self._shared.get(encode)
+        if shared is not None and shared[0] == after and shared[1] == upto:
+            return shared[2]
+        run_id = self._run_id
+        data = b"".join([encode(run_id, seq, event) for seq, event in self.merged(after, upto)])
+        if not self.closed:
+            self._shared[encode] = after, upto, data
+        return data
+
+    def read(self, after: int) -> list[Event]:
+        """Return the events numbered `after + 1` and on, each as it was appended."""
+        found: list[Event] = []
+        head = self._entries[self._heads[bisect_right(self._heads, after) - 1]] if after < len(self) else None
+        for entry in self._entries[after:]:
+            if isinstance(entry, str):
+                found.append(cast(Delta, head).going_on(entry))
+            else:
+                found.append(entry)
+                head = entry
+        return found
+
+    def text(self, kind: type[Delta]) -> str:
+        """Return all text of one kind of delta."""
+        return "".join(event.text for _, event in self.merged(0) if isinstance(event, kind))
 
     def ended(self, after: int) -> bool:
         """Tell whether nothing will ever follow the position `after`."""
-        return self.closed and after >= len(self._events)
+        return self.closed and after >= len(self._entries)
 
     async def wait(self, after: int) -> None:
         """Return once an event follows `after` or the log is closed. Cancelling it leaves nothing behind."""
-        if len(self._events) > after or self.closed:
+        await Cursor(self, after).wait()
+
+
+class Cursor:
+    """A viewer of a log: the position `after` which it goes on. One waits at a time; nothing is to be closed."""
+
+    __slots__ = ("_log", "_waiter", "after")
+
+    def __init__(self, log: EventLog, after: int = 0) -> None:
+        self.after = after
+        self._log = log
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will ever follow."""
+        return self._log.ended(self.after)
+
+    def wake(self) -> None:
+        """Let who waits go on, though nothing has followed."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Return once something follows, the log is closed or `wake` is called."""
+        log = self._log
+        if len(log) > self.after or log.closed:
             return
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        log._waiting[waiter] = None
         try:
             await waiter
         finally:
-            if waiter.cancelled():
-                with suppress(ValueError):  # an append that came in between has taken it
-                    self._waiting.remove(waiter)
+            self._waiter = None
+            log._waiting.pop(waiter, None)
+
+    async def next(self) -> list[Numbered]:
+        """Return what follows as soon as there is something, merged. Empty at the end of the log, and when woken."""
+        after, upto = await self._advance()
+        return self._log.merged(after, upto)
+
+    async def encoded(self, encode: Encode) -> bytes:
+        """Return what `next` does, encoded: `encode` gets the run's id, an event's number and the event."""
+        after, upto = await self._advance()
+        return self._log.encoded(after, upto, encode) if upto > after else b""
+
+    async def _advance(self) -> tuple[int, int]:
+        """Move on to what is ready: all of it, but what would hold up the others. Who is so far behind takes turns."""
+        log, after = self._log, self.after
+        behind = len(log) - after
+        if behind > 1000 and behind > (most := TURN * len(log) // log.size):
+            await asyncio.sleep(0)
+            self.after = after + max(most, 1)
+        else:
+            await self.wait()
+            self.after = len(log)
+        return after, self.after
 
 
-async def follow(log: EventLog, after: int) -> AsyncIterator[list[tuple[int, Event]]]:
+async def follow(log: EventLog, after: int) -> AsyncIterator[list[Numbered]]:
     """Yield what follows `after`, numbered and merged, as soon as there is something, until the log is closed.
 
     What was appended while the caller was busy comes in one batch: who is slow gets fewer, larger events.
     """
-    while events := await log.next(after):
-        yield merge(events, after)
-        after += len(events)
+    cursor = Cursor(log, after)
+    while batch := await cursor.next():
+        yield batch
 
 
 def size_of(event: Event) -> int:

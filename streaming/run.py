@@ -84,7 +84,7 @@ class Run:
         self.model = candidate.request.model
         self.created = time.time()
         self.limits = limits
-        self.log = EventLog()
+        self.log = EventLog(self.id)
         self.terminal: Terminal | None = None
         self.viewers = 0
         self.tokens = 0

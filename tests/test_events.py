@@ -1,6 +1,6 @@
 """The vocabulary: what each event looks like as JSON, which ones end a run, and how deltas are merged."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -32,8 +32,8 @@ from streaming.events import (
     Updates,
     Usage,
     Values,
-    merge,
 )
+from streaming.log import EventLog, Numbered
 
 USAGE = Usage(7, 3)
 SHAPES: list[tuple[Event, str, str]] = [
@@ -196,6 +196,18 @@ _events = st.lists(
 )
 
 
+def merge(events: Sequence[Event], after: int = 0) -> list[Numbered]:
+    """What a log makes of events that follow `after` others."""
+    log = EventLog()
+    log.append([*[Interrupt("i", None)] * after, *events])
+    return log.merged(after)
+
+
+def kin(delta: Delta) -> tuple[Any, ...]:
+    """What deltas share that say the same apart or joined."""
+    return type(delta), getattr(delta, "index", None), delta.node, delta.ns  # type: ignore[attr-defined]  # each kind has both
+
+
 def said(events: Iterable[Event]) -> list[Any]:
     """Spell events out: what they say, whatever the deltas it came in."""
     spelled: list[Any] = []
@@ -204,8 +216,8 @@ def said(events: Iterable[Event]) -> list[Any]:
             spelled.append(event)
             continue
         if isinstance(event, ToolCallDelta) and event.id is not UNSET:
-            spelled.append((event.kin, "opens", event.id, event.tool))
-        spelled += [(event.kin, character) for character in event.text]
+            spelled.append((kin(event), "opens", event.id, event.tool))
+        spelled += [(kin(event), character) for character in event.text]
     return spelled
 
 
@@ -213,8 +225,11 @@ def said(events: Iterable[Event]) -> list[Any]:
 @given(_events, st.lists(st.integers(0, 12)))
 def test_any_batching_of_the_same_events_says_the_same(events: list[Event], cuts: list[int]) -> None:
     places = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
-    merged = [pair for start, end in pairwise(places) for pair in merge(events[start:end], start)]
+    log = EventLog()
+    log.append(events)
+    merged = [pair for start, end in pairwise(places) for pair in log.merged(start, end)]
     assert said(event for _, event in merged) == said(events)
+    assert all(said(log.read(place)) == said(events[place:]) for place in places)
     for place, (seq, _) in enumerate(merged, 1):  # whoever names `seq` has seen all up to it
         assert said(event for _, event in merged[:place]) == said(events[:seq])
     assert [seq for seq, _ in merged][-1:] == [len(events)][: len(merged)]
@@ -225,7 +240,7 @@ def test_any_batching_of_the_same_events_says_the_same(events: list[Event], cuts
 def test_nothing_that_could_be_merged_stays_apart(events: list[Event]) -> None:
     for (_, one), (_, other) in pairwise(merge(events, 0)):
         opens = isinstance(other, ToolCallDelta) and other.id is not UNSET
-        assert opens or not (isinstance(one, Delta) and isinstance(other, Delta) and one.kin == other.kin)
+        assert opens or not (isinstance(one, Delta) and isinstance(other, Delta) and kin(one) == kin(other))
 
 
 @settings(deadline=None)  # another process may have the core

@@ -82,7 +82,7 @@ def status(run: Run) -> dict[str, Any]:
         "provider": run.provider,
         "model": run.model,
         "created": int(run.created),
-        "text": "".join(event.token for event in run.log.read(0) if isinstance(event, Token)),
+        "text": run.log.text(Token),
         "last_event_id": f"{run.id}-{len(run.log)}",
         "tokens": run.tokens,
         "ttft_ms": run.ttft_ms,

@@ -165,10 +165,9 @@ class Conversation:
         Before its last frame goes out: who has that may send the next message.
         """
         self._turn = None
-        events = turn.run.log.read(0)
-        answer = "".join(event.token for event in events if isinstance(event, Token))
+        answer = turn.run.log.text(Token)
         answer = answer.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # pairs that came in two tokens
-        if turn.conversation is not None and isinstance(events[-1], Done | Cancelled) and answer:
+        if turn.conversation is not None and isinstance(turn.run.terminal, Done | Cancelled) and answer:
             self._history = [*turn.conversation, Message("assistant", answer)]
 
     async def _refuse(self, fault: Fault) -> None:
