@@ -7,7 +7,6 @@ file and streaming.events, streaming.errors, streaming.request. They are found b
 import importlib
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
@@ -53,25 +52,24 @@ def load_target(target: str) -> Any:
 
 
 class Upstream(Protocol):
-    """The process's one HTTP client, and the loop that follows a streamed response (providers/http.py)."""
+    """The process's way to upstreams over HTTP (providers/http.py)."""
 
-    def connect(
-        self, sdk: ModuleType, client: Callable[..., Client], settings: ProviderSettings, **elsewhere: Any
-    ) -> Client:
-        """Make an SDK's client over the shared connections. Without `base_url`, the SDK's own variables count.
+    def endpoint(
+        self,
+        sdk: ModuleType,
+        client: Callable[..., Client],
+        settings: ProviderSettings,
+        call: Callable[[Client], object],
+        **elsewhere: Any,
+    ) -> Any:
+        """Return where `call` goes and with which headers, as the SDK's `client` has it.
 
-        A third party at a `base_url` gets neither the vendor's key, nor the headers that <SDK>_CUSTOM_HEADERS adds,
-        nor what `elsewhere` overrides for it.
+        Without `base_url`, the SDK's own variables count. A third party at a `base_url` gets neither the vendor's key,
+        nor the headers that <SDK>_CUSTOM_HEADERS adds, nor what `elsewhere` overrides for it.
         """
 
-    def follow(
-        self,
-        opening: AbstractAsyncContextManager[Any],
-        translation: Translation,
-        sdk: ModuleType,
-        secrets: tuple[str, ...] = (),
-    ) -> AsyncGenerator[list[Item]]:
-        """Send the request `opening` stands for and yield what arrives, a network read at a time.
+    def follow(self, endpoint: Any, body: dict[str, Any], translation: Translation) -> AsyncGenerator[list[Item]]:
+        """Send a request and yield what arrives, a network read at a time.
 
         Every failure comes out as an UpstreamError. The connection is closed when the generator is; it is reused
         where the response was read to its end.

@@ -301,14 +301,12 @@ class Anthropic:
 
     def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._client = upstream.connect(anthropic, anthropic.AsyncAnthropic, settings)
-        self._create = self._client.messages.with_streaming_response.create  # imports the resource now
-        self._secrets = (self._client.api_key or "", self._client.auth_token or "")
+        self._endpoint = upstream.endpoint(anthropic, anthropic.Anthropic, settings, _call)
         self._max_tokens = int(settings.options.get("max_tokens", MAX_TOKENS))
 
     def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
-        # The body goes in whole: the SDK's own parameters would be validated and rebuilt field by field.
-        opening = self._create(
-            model="", max_tokens=1, messages=[], stream=True, extra_body=body(request, self._max_tokens)
-        )
-        return self._upstream.follow(opening, Translation(), anthropic, self._secrets)
+        return self._upstream.follow(self._endpoint, body(request, self._max_tokens), Translation())
+
+
+def _call(client: anthropic.Anthropic) -> object:
+    return client.messages.create(model="", max_tokens=1, messages=[], stream=True)

@@ -1,37 +1,35 @@
-"""The way to upstreams over HTTP: one aiohttp-backed client a process, the SSE decoder, and the loop over a response.
+"""The way to upstreams over HTTP: the SSE decoder, and the loop over a response.
 
-The vendors' SDKs make the request (auth, headers, bodies) through this client; from the response on the bytes are
-ours, because building an SDK object for each token costs more than all the rest of the relay. It knows no vendor.
+The vendors' SDKs say where a request goes and with which headers (addresses, keys, versions): that is the same for each
+request of a provider, so it is asked once. Bodies are a provider's, and from the request on the bytes are ours, because
+an SDK takes longer over one request, and over one token, than all the rest of the relay. It knows no vendor.
 """
 
 import asyncio
+import json
 import os
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import httpx2
 import msgspec
-from yarl import URL
 
 from streaming.errors import Fault, UpstreamError
 from streaming.request import ProviderSettings
 
 from . import Client, Item, Translation, scrub, upstream_error
+from .connection import CONNECT_TIMEOUT, Origin, Pool
 
-CONNECT_TIMEOUT = 10.0
 # After the terminator a well-behaved upstream closes the body at once; reading to its end keeps the connection.
 DRAIN_TIMEOUT = 0.1
-# Shorter than what servers close idle connections after (uvicorn, and so vLLM, Node, llama.cpp: 5 s; vendors: more), so
-# that no request goes into a connection that is being closed.
-KEEPALIVE = 4.0
 BOM = b"\xef\xbb\xbf"
 MAX_EVENT_BYTES = 16 * 2**20
+MAX_ERROR_BYTES = 2**16
+KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
 
 class SSEDecoder:
@@ -72,62 +70,207 @@ def _data(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
+class Endpoint(NamedTuple):
+    """Where a provider's requests go, with which headers, and what of these nobody may see."""
+
+    url: httpx2.URL
+    headers: list[tuple[bytes, bytes]]
+    origin: Origin
+    head: bytes  # all of a request but its length and its body
+    secrets: tuple[str, ...]
+
+
+class Answer(Protocol):
+    """A response whose body has yet to be read. Whoever has it closes it."""
+
+    status: int
+    headers: dict[bytes, bytes]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is here."""
+
+    async def read(self) -> bytes:
+        """Return what has come as soon as there is something; b"" at the end. Raises OSError or httpx2.HTTPError."""
+
+    async def close(self) -> None: ...
+
+
 class Upstreams:
     """See providers.Upstream. Made once a process; `close` it in the loop that used it."""
 
     def __init__(self) -> None:
-        self._transport = _Transport()
-        self.client = httpx2.AsyncClient(
-            transport=self._transport,
-            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-            headers={"Accept-Encoding": "identity"},
-            follow_redirects=False,  # an API key goes nowhere but where it was meant to
-        )
+        self._pool = Pool(httpx2.create_ssl_context)
+        self._proxies = getproxies()
+        self._clients: dict[str, httpx2.AsyncHTTPTransport] = {}
 
     async def close(self) -> None:
-        await self.client.aclose()
+        self._pool.close()
+        for client in self._clients.values():
+            await client.aclose()
 
-    def connect(
-        self, sdk: ModuleType, client: Callable[..., Client], settings: ProviderSettings, **elsewhere: Any
-    ) -> Client:
-        ours = {"http_client": self.client, "max_retries": 0}
+    def endpoint(
+        self,
+        sdk: ModuleType,
+        client: Callable[..., Client],
+        settings: ProviderSettings,
+        call: Callable[[Client], object],
+        **elsewhere: Any,
+    ) -> Endpoint:
+        recorder = _Recorder()
+        headers = {"Accept-Encoding": "identity", "Connection": "keep-alive"}
+        ours = {"http_client": httpx2.Client(transport=recorder, headers=headers), "max_retries": 0}
         if settings.base_url is None:
-            return client(api_key=settings.api_key, **ours)
-        lines = os.environ.get(f"{sdk.__name__.upper()}_CUSTOM_HEADERS", "").splitlines()
-        headers = {line.partition(":")[0].strip(): sdk.Omit() for line in lines if ":" in line}
-        if settings.options.get("keep_alive") is False:
-            headers["Connection"] = "close"
-        key = settings.api_key or "none"
-        return client(api_key=key, base_url=settings.base_url, default_headers=headers, **elsewhere, **ours)
+            call(client(api_key=settings.api_key, **ours))
+        else:
+            lines = os.environ.get(f"{sdk.__name__.upper()}_CUSTOM_HEADERS", "").splitlines()
+            without = {line.partition(":")[0].strip(): sdk.Omit() for line in lines if ":" in line}
+            key = settings.api_key or "none"
+            call(client(api_key=key, base_url=settings.base_url, default_headers=without, **elsewhere, **ours))
+        return _endpoint(recorder.request, keep=settings.options.get("keep_alive") is not False)
 
     async def follow(
-        self,
-        opening: AbstractAsyncContextManager[Any],
-        translation: Translation,
-        sdk: ModuleType,
-        secrets: tuple[str, ...] = (),
+        self, endpoint: Endpoint, body: dict[str, Any], translation: Translation
     ) -> AsyncGenerator[list[Item]]:
         try:
-            async with opening as response:
-                _check_content_type(response.headers.get("content-type", ""))
-                chunks = _body(response.http_response)
-                decoder = SSEDecoder()
-                async for chunk in chunks:
-                    batch, fault = _translate(decoder, translation, chunk)
-                    if batch:
-                        yield batch
-                    if fault:
-                        fault.text = scrub(fault.text, secrets)
-                        raise fault
-                    if translation.over:
-                        await _drain(chunks)
-                        return
-                if batch := list(translation.eof()):
+            answer = await self._ask(endpoint, _encode(body))
+        except (OSError, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as exc:  # of a host or a proxy, too
+            raise UpstreamError("upstream_unavailable", "The upstream cannot be reached.") from exc
+        try:
+            await _check(answer, endpoint.secrets)
+            decoder, read = SSEDecoder(), _reader(answer)
+            while chunk := await read():
+                batch, fault = _translate(decoder, translation, chunk)
+                if batch:
                     yield batch
-        except Fault:
-            raise
-        except Exception as exc:
-            raise _fault(exc, sdk, secrets) from exc
+                if fault:
+                    fault.text = scrub(fault.text, endpoint.secrets)
+                    raise fault
+                if translation.over:
+                    await _drain(answer)
+                    return
+            if batch := list(translation.eof()):
+                yield batch
+        except httpx2.DecodingError as exc:
+            raise UpstreamError(
+                "upstream_invalid", "The upstream sent something that could not be understood."
+            ) from exc
+        except (OSError, httpx2.HTTPError) as exc:
+            raise UpstreamError("upstream_incomplete", "The upstream broke off before the answer was whole.") from exc
+        finally:
+            await answer.close()
+
+    async def _ask(self, endpoint: Endpoint, body: bytes) -> Answer:
+        scheme, host = endpoint.url.scheme, endpoint.url.host
+        proxy = self._proxies.get(scheme) or self._proxies.get("all")
+        if proxy is None or proxy_bypass(host):
+            return await self._pool.ask(
+                endpoint.origin, b"%bContent-Length: %d\r\n\r\n%b" % (endpoint.head, len(body), body)
+            )
+        if proxy not in self._clients:
+            unlimited = httpx2.Limits(max_connections=None)
+            self._clients[proxy] = httpx2.AsyncHTTPTransport(proxy=httpx2.Proxy(proxy), limits=unlimited)
+        timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT).as_dict()
+        request = httpx2.Request(
+            "POST", endpoint.url, headers=endpoint.headers, content=body, extensions={"timeout": timeout}
+        )
+        return _Proxied(await self._clients[proxy].handle_async_request(request))
+
+
+class _Recorder(httpx2.BaseTransport):
+    """Stands in for the network, and remembers what an SDK sends there."""
+
+    request: httpx2.Request
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.request = request
+        return httpx2.Response(HTTPStatus.OK, headers={"Content-Type": "text/event-stream"})
+
+
+def _endpoint(request: httpx2.Request, *, keep: bool) -> Endpoint:
+    own = {b"content-length", b"transfer-encoding", b"connection"}
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in own]
+    headers.append((b"Connection", b"keep-alive" if keep else b"close"))
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    url = request.url
+    port = url.port or (443 if url.scheme == "https" else 80)
+    keys = [value.removeprefix(b"Bearer ").decode("latin-1") for name, value in headers if name.lower() in KEY_HEADERS]
+    return Endpoint(
+        url=url,
+        headers=headers,
+        origin=Origin(url.scheme == "https", url.raw_host.decode(), port, keep),
+        head=b"%b %b HTTP/1.1\r\n%b" % (request.method.encode(), url.raw_path, lines),
+        secrets=tuple(keys),
+    )
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but JSON can name it
+        return json.dumps(body).encode()
+
+
+class _Proxied:
+    """An answer through a proxy, which httpx2 knows how to ask."""
+
+    whole = False
+
+    def __init__(self, response: httpx2.Response) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        self.status = response.status_code
+        self.headers = {name.lower(): value for name, value in response.headers.raw}
+        self._stream = response.stream
+        self._chunks = aiter(response.stream)
+
+    async def read(self) -> bytes:
+        return await anext(self._chunks, b"")
+
+    async def close(self) -> None:
+        await self._stream.aclose()
+
+
+async def _check(answer: Answer, secrets: tuple[str, ...]) -> None:
+    """Raise UpstreamError unless the answer is the stream that was asked for."""
+    if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
+        raise await _refusal(answer, secrets)
+    if not answer.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+        raise UpstreamError("upstream_invalid", "The upstream answered with something that is not an event stream.")
+
+
+async def _refusal(answer: Answer, secrets: tuple[str, ...]) -> UpstreamError:
+    """Understand an error's body as far as it comes, and as far as it is JSON: its status tells, too."""
+    text, error = b"", None
+    read = _reader(answer)
+    with suppress(OSError, httpx2.HTTPError):
+        while len(text) < MAX_ERROR_BYTES and (chunk := await read()):
+            text += chunk
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        body = msgspec.json.decode(text)
+        error = body.get("error", body) if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else {}
+    codes = [code for key in ("code", "type") if isinstance(code := error.get(key), str)]
+    return upstream_error(*codes, status=answer.status, message=error.get("message"), secrets=secrets)
+
+
+def _reader(answer: Answer) -> Callable[[], Awaitable[bytes]]:
+    """Return what reads the body: the answer itself, or httpx2, which knows how to decompress it."""
+    encoding = answer.headers.get(b"content-encoding", b"identity")
+    if encoding.lower() == b"identity":
+        return answer.read
+    chunks = httpx2.Response(
+        answer.status, headers=[(b"content-encoding", encoding)], stream=_Stream(answer)
+    ).aiter_bytes()
+    return lambda: anext(chunks, b"")
+
+
+class _Stream(httpx2.AsyncByteStream):
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self._answer.read():
+            yield chunk
 
 
 def _translate(decoder: SSEDecoder, translation: Translation, chunk: bytes) -> tuple[list[Item], Fault | None]:
@@ -147,122 +290,10 @@ def _translate(decoder: SSEDecoder, translation: Translation, chunk: bytes) -> t
     return batch, None
 
 
-def _check_content_type(content_type: str) -> None:
-    if not content_type.lower().startswith("text/event-stream"):
-        raise UpstreamError("upstream_invalid", "The upstream answered with something that is not an event stream.")
-
-
-def _body(response: httpx2.Response) -> AsyncIterator[bytes]:
-    """Iterate the body as it arrives; past httpx2's own layers of iterators where there is nothing to decompress."""
-    if "content-encoding" in response.headers or not isinstance(response.stream, httpx2.AsyncByteStream):
-        return response.aiter_bytes()
-    return aiter(response.stream)
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    try:
+async def _drain(answer: Answer) -> None:
+    if answer.whole:
+        return
+    with suppress(OSError, httpx2.HTTPError):  # TimeoutError among them: the answer is whole, the connection is lost
         async with asyncio.timeout(DRAIN_TIMEOUT):
-            async for _ in chunks:
+            while await answer.read():
                 pass
-    except (TimeoutError, httpx2.HTTPError):
-        return  # the answer is whole; only the connection is lost
-
-
-def _fault(exc: Exception, sdk: ModuleType, secrets: tuple[str, ...]) -> Exception:
-    """Translate what the SDK or the client raised. Both SDKs are made by one generator and name their errors alike."""
-    if isinstance(exc, sdk.APIStatusError):
-        body = exc.body if isinstance(exc.body, dict) else {}
-        error = body["error"] if isinstance(body.get("error"), dict) else body
-        codes = [code for key in ("code", "type") if isinstance(code := error.get(key), str)]
-        return upstream_error(*codes, status=exc.status_code, message=error.get("message"), secrets=secrets)
-    if isinstance(exc, sdk.APIConnectionError):
-        return UpstreamError("upstream_unavailable", "The upstream cannot be reached.")
-    if isinstance(exc, httpx2.DecodingError):
-        return UpstreamError("upstream_invalid", "The upstream sent something that could not be understood.")
-    if isinstance(exc, httpx2.HTTPError):
-        return UpstreamError("upstream_incomplete", "The upstream broke off before the answer was whole.")
-    return exc
-
-
-class _Transport(httpx2.AsyncBaseTransport):
-    """httpx2's interface over an aiohttp session: half the CPU a chunk, and no slower with thousands open."""
-
-    def __init__(self) -> None:
-        self._ssl: ssl.SSLContext = httpx2.create_ssl_context()
-        self._proxies = getproxies()
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        session = self._session(brief=request.headers["connection"] == "close")
-        try:
-            response = await session.request(
-                request.method,
-                URL(str(request.url), encoded=True),
-                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
-                data=await request.aread(),
-                allow_redirects=False,
-                proxy=self._proxy(request.url),
-            )
-        except TimeoutError as exc:
-            raise httpx2.ConnectTimeout(type(exc).__name__, request=request) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise httpx2.ConnectError(type(exc).__name__, request=request) from exc
-        return httpx2.Response(
-            response.status, headers=response.raw_headers, stream=_Body(request, response), request=request
-        )
-
-    async def aclose(self) -> None:
-        for session in self._sessions.values():
-            await session.close()
-
-    def _session(self, *, brief: bool) -> aiohttp.ClientSession:
-        """The session whose pool keeps connections, or the one for servers that do not.
-
-        Neither has a limit (aiohttp's is 100 connections): past one, a stream would wait without a word.
-        """
-        if brief not in self._sessions:
-            keeping = {"force_close": True} if brief else {"keepalive_timeout": KEEPALIVE}
-            self._sessions[brief] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl, **keeping),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._sessions[brief]
-
-    def _proxy(self, url: httpx2.URL) -> str | None:
-        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
-        return None if proxy is None or proxy_bypass(url.host) else proxy
-
-
-class _Body(httpx2.AsyncByteStream):
-    """A response's body as it arrives, all that is ready in one piece."""
-
-    def __init__(self, request: httpx2.Request, response: aiohttp.ClientResponse) -> None:
-        self._request = request
-        self._response = response
-        protocol = response.connection and response.connection.protocol  # None where all is here already
-        self._closed = protocol.closed if protocol is not None else None
-        if self._closed:
-            self._closed.add_done_callback(self._lost)
-
-    def _lost(self, closed: object) -> None:
-        """Tell who reads that the connection is gone: aiohttp forgets to where the chunks' framing is broken."""
-        content = self._response.content
-        if not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ClientPayloadError("the connection was lost"))
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        content = self._response.content
-        try:
-            while chunk := await content.readany():
-                yield chunk
-        except (aiohttp.ClientError, OSError) as exc:
-            if self._response.status >= HTTPStatus.BAD_REQUEST:
-                return  # of an error's body what came will do: its status tells
-            raise httpx2.ReadError(type(exc).__name__, request=self._request) from exc
-
-    async def aclose(self) -> None:
-        if self._closed:
-            self._closed.remove_done_callback(self._lost)
-        self._response.close()  # a connection whose response was read to its end is back in the pool already

@@ -216,12 +216,13 @@ class OpenAI:
 
     def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._client = upstream.connect(openai, openai.AsyncOpenAI, settings, organization="", project="")
-        self._create = self._client.chat.completions.with_streaming_response.create  # imports the resource now
+        self._endpoint = upstream.endpoint(openai, openai.OpenAI, settings, _call, organization="", project="")
         # OpenAI's newer models refuse `max_tokens`; most others know nothing else.
-        self._limit = "max_completion_tokens" if self._client.base_url.host.endswith("openai.com") else "max_tokens"
+        self._limit = "max_completion_tokens" if self._endpoint.origin.host.endswith("openai.com") else "max_tokens"
 
     def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
-        # The body goes in whole: the SDK's own parameters would be validated and rebuilt field by field.
-        opening = self._create(model="", messages=[], stream=True, extra_body=body(request, self._limit))
-        return self._upstream.follow(opening, Translation(), openai, (self._client.api_key,))
+        return self._upstream.follow(self._endpoint, body(request, self._limit), Translation())
+
+
+def _call(client: openai.OpenAI) -> object:
+    return client.chat.completions.create(model="", messages=[], stream=True)

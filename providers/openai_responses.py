@@ -218,10 +218,11 @@ class OpenAIResponses:
 
     def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._client = upstream.connect(openai, openai.AsyncOpenAI, settings, organization="", project="")
-        self._create = self._client.responses.with_streaming_response.create  # imports the resource now
+        self._endpoint = upstream.endpoint(openai, openai.OpenAI, settings, _call, organization="", project="")
 
     def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
-        # The body goes in whole: the SDK's own parameters would be validated and rebuilt field by field.
-        opening = self._create(model="", input=[], stream=True, extra_body=body(request))
-        return self._upstream.follow(opening, Translation(), openai, (self._client.api_key,))
+        return self._upstream.follow(self._endpoint, body(request), Translation())
+
+
+def _call(client: openai.OpenAI) -> object:
+    return client.responses.create(model="", input=[], stream=True)

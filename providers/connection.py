@@ -1,0 +1,230 @@
+"""HTTP/1.1 to an upstream: a connection, and the pool that keeps it between answers.
+
+A stream's way is short: what the socket has is parsed (httptools) where it arrives, and who reads is woken once for all
+of it. A general client has more to offer and takes as long over a token as all the rest of the relay; what it is
+needed for, proxies and compression, is left to it (http.py). It knows nothing of what is asked or answered.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import httptools
+from aiohappyeyeballs import start_connection
+
+CONNECT_TIMEOUT = 10.0
+# Shorter than what servers close idle connections after (uvicorn, and so vLLM, Node, llama.cpp: 5 s; vendors: more), so
+# that no request goes into a connection that is being closed.
+KEEPALIVE = 4.0
+# A reader so far behind stops the socket: the upstream waits then.
+MAX_UNREAD = 256 * 2**10
+# After one family of addresses the other gets its chance, and the first to answer wins (RFC 8305, 8).
+HAPPY_EYEBALLS_DELAY = 0.25
+
+
+class ConnectionBroken(OSError):
+    """The other side hung up, or speaks no HTTP."""
+
+
+class Origin(NamedTuple):
+    """Where connections lead. One without `keep_alive` gets a new one for each request."""
+
+    tls: bool
+    host: str
+    port: int
+    keep_alive: bool = True
+
+
+class Connection(asyncio.Protocol):
+    """One connection, with one answer at a time: `ask`, `read` to the end, `close`.
+
+    `status` and `headers` are those of the answer, names in lower case.
+    """
+
+    __slots__ = (
+        *("status", "headers", "whole", "expiry", "_park", "_transport", "_parser", "_unread", "_unread_bytes"),
+        *("_waiter", "_headed", "_framed", "_keeps", "_broken"),
+    )
+
+    def __init__(self, park: Callable[["Connection"], object] | None) -> None:
+        self._park = park
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._broken: Exception | None = None
+        self.expiry: asyncio.TimerHandle | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.whole = False  # the answer has come to its end
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
+        self._headed = False
+        self._framed = False  # says where it ends; else it does by the end of the connection
+        self._keeps = False
+
+    @property
+    def is_broken(self) -> bool:
+        return self._broken is not None
+
+    async def ask(self, request: bytes) -> None:
+        """Send a request; return when the answer's headers are here. Raises OSError."""
+        self._reset()
+        self._transport.write(request)
+        while not self._headed:
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """Return what has come of the answer's body, as soon as there is something; b"" at its end. Raises OSError."""
+        while not self._unread:
+            if self.whole:
+                return b""
+            await self._wait()
+        data = self._unread[0] if len(self._unread) == 1 else b"".join(self._unread)
+        self._unread.clear()
+        if self._unread_bytes > MAX_UNREAD:
+            self._transport.resume_reading()
+        self._unread_bytes = 0
+        return data
+
+    async def close(self) -> None:
+        """Let go of the answer: a connection whose answer was whole may serve again, another is cut."""
+        if self.whole and self._keeps and self._park and not self.is_broken:
+            self._unread.clear()
+            self._park(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        self._broken = self._broken or ConnectionBroken("closed by us")
+        self._transport.abort()
+
+    async def _wait(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._broken = ConnectionBroken(type(exc).__name__)
+            self._transport.abort()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._headed and not self._framed and exc is None and not self.is_broken:
+            self.whole = True
+        self._broken = self._broken or ConnectionBroken("the connection was lost")
+        del self._parser  # it holds us, as we hold it
+        self._wake()
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self.headers[name] = value
+        if name == b"content-length" or (name == b"transfer-encoding" and value.lower().endswith(b"chunked")):
+            self._framed = True
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # informational: the answer is still to come
+            self.headers.clear()
+            return
+        self.status, self._headed = status, True
+
+    def on_body(self, data: bytes) -> None:
+        if self._unread_bytes <= MAX_UNREAD < self._unread_bytes + len(data):
+            self._transport.pause_reading()
+        self._unread.append(data)
+        self._unread_bytes += len(data)
+
+    def on_message_complete(self) -> None:
+        if self._headed:
+            self.whole = True
+            self._keeps = self._parser.should_keep_alive()
+
+
+class Pool:
+    """The connections of a process, of which any number may be open: past a limit a stream would wait without a word.
+
+    `tls` makes the context for those that need one, once. Belongs to one event loop.
+    """
+
+    def __init__(self, tls: Callable[[], ssl.SSLContext]) -> None:
+        self._make_tls = tls
+        self._tls: ssl.SSLContext | None = None
+        self._idle: dict[Origin, dict[Connection, None]] = {}
+
+    async def ask(self, origin: Origin, request: bytes) -> Connection:
+        """Send a request; return when the answer's headers are here. Whoever asks closes it. Raises OSError."""
+        connection = self._take(origin) or await self._connect(origin)
+        try:
+            await connection.ask(request)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    def close(self) -> None:
+        for idle in self._idle.values():
+            for connection in list(idle):
+                connection.abort()
+
+    def _take(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin)
+        while idle:
+            connection, _ = idle.popitem()  # the one used last: the others may expire
+            assert connection.expiry
+            connection.expiry.cancel()
+            if not connection.is_broken:
+                return connection
+        return None
+
+    async def _connect(self, origin: Origin) -> Connection:
+        loop = asyncio.get_running_loop()
+        tls = None
+        if origin.tls:
+            tls = self._tls = self._tls or self._make_tls()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+            plug = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, interleave=1)
+            plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            def park(connection: Connection) -> None:
+                idle = self._idle.setdefault(origin, {})
+                idle[connection] = None
+                connection.expiry = loop.call_later(KEEPALIVE, self._expire, idle, connection)
+
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Connection(park if origin.keep_alive else None),
+                    sock=plug,
+                    ssl=tls,
+                    server_hostname=origin.host if tls else None,
+                )
+            except BaseException:
+                plug.close()
+                raise
+        return connection
+
+    def _expire(self, idle: dict[Connection, None], connection: Connection) -> None:
+        idle.pop(connection, None)
+        connection.abort()
