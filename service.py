@@ -34,14 +34,14 @@ from streaming.logs import keep_prompts_out
 from streaming.run import Candidate, Limits, Run
 from streaming.runs import Runs
 from streaming.settings import Settings, load
+from wires import ndjson as lines
 from wires.chat import ChatRequest, decode_body, decode_query
 from wires.event_id import EventId, last_event_id, position
-from wires.ndjson import MEDIA_TYPE as NDJSON
-from wires.ndjson import LineStream
 from wires.origin import check_origin
 from wires.problem import PROBLEMS, Problems, problem
 from wires.resource import Links, digest, idempotency_key, json_response, path_of, status
 from wires.sse import EventStream
+from wires.sse import form as event_form
 from wires.viewer import Viewer
 from wires.websocket import Conversation, lost_at
 
@@ -64,6 +64,7 @@ class Service:
             settings.max_run_bytes,
             settings.max_linger,
         )
+        self.event_form = event_form(settings.retry_ms)
         self.started = int(time.time())
 
     async def chat(self, request: Request, *, default: str | None = None, ndjson: bool = False) -> Response:
@@ -144,18 +145,16 @@ class Service:
         after = position(run, seen)
         if run.log.ended(after):
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        ndjson = ndjson or lines.MEDIA_TYPE in request.headers.get("accept", "").lower()
         viewer = Viewer(
             run,
             partial(self.runs.begin, run),
+            lines.FORM if ndjson else self.event_form,
             after=after,
             ping_interval=self.settings.ping_interval,
             send_timeout=self.settings.send_timeout,
         )
-        response: Response
-        if ndjson or NDJSON in request.headers.get("accept", "").lower():
-            response = LineStream(viewer)
-        else:
-            response = EventStream(viewer, retry_ms=self.settings.retry_ms)
+        response: Response = lines.LineStream(viewer) if ndjson else EventStream(viewer)
         if request.method == "HEAD":
             return _head(response)
         response.headers["Content-Location"] = path_of(request.scope, run)

@@ -4,7 +4,7 @@ https://docs.anthropic.com/en/api/messages-streaming. Unknown event and block ty
 terminator is `message_stop`. The API demands `max_tokens`, and has no `seed` and no JSON mode without a schema.
 """
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import anthropic
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from streaming.errors import RequestError
-from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
+from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import (
     Function,
     ImagePart,
@@ -39,11 +39,12 @@ REASONS: dict[str, FinishReason] = {
 }
 
 
-class _OutputDetails(Struct):
+# Not for the garbage collector: what is decoded from JSON has no cycles.
+class _OutputDetails(Struct, gc=False):
     thinking_tokens: int | None = None
 
 
-class _Usage(Struct):
+class _Usage(Struct, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_input_tokens: int | None = None
@@ -51,12 +52,12 @@ class _Usage(Struct):
     output_tokens_details: _OutputDetails | None = None
 
 
-class _Message(Struct):
+class _Message(Struct, gc=False):
     model: str | None = None
     usage: _Usage | None = None
 
 
-class _Block(Struct):
+class _Block(Struct, gc=False):
     type: str = ""
     id: str = ""
     name: str = ""
@@ -65,19 +66,19 @@ class _Block(Struct):
     input: Any = None
 
 
-class _Delta(Struct):
+class _Delta(Struct, gc=False):
     text: str | None = None
     thinking: str | None = None
     partial_json: str | None = None
     stop_reason: str | None = None
 
 
-class _Error(Struct):
+class _Error(Struct, gc=False):
     type: str | None = None
     message: str | None = None
 
 
-class _Event(Struct):
+class _Event(Struct, gc=False):
     type: str = ""
     index: int = 0
     message: _Message | None = None
@@ -109,65 +110,65 @@ class Translation:
         self._model: str | None = None
         self._usage = _Usage()
 
-    def feed(self, data: bytes) -> Iterator[Item]:
+    def feed(self, data: bytes) -> list[Item]:
         event = _decode(data)
-        if event.type == "content_block_delta":
-            if event.delta is not None:
-                yield from self._delta(event.index, event.delta)
-        elif event.type == "content_block_start":
-            yield from self._open(event.index, event.content_block or _Block())
-        elif event.type == "content_block_stop":
-            if call := self._calls.get(event.index):
-                yield from self._whole(call)
-        elif event.type == "message_start":
-            yield from self._start(event.message or _Message())
-        elif event.type == "message_delta":
+        kind = event.type
+        if kind == "content_block_delta":
+            return self._delta(event.index, event.delta or _Delta())
+        if kind == "content_block_start":
+            return self._open(event.index, event.content_block or _Block())
+        if kind == "content_block_stop":
+            call = self._calls.get(event.index)
+            return self._whole(call) if call else []
+        if kind == "message_start":
+            return self._start(event.message or _Message())
+        if kind == "message_delta":
             self._ending(event)
-        elif event.type == "message_stop":
+        elif kind == "message_stop":
             self.over = True
-            if self._reason != "length":
-                yield from self._broken
-            yield Finish(self._reason, _usage(self._usage), self._model)
-        elif event.type == "error":
+            broken = self._broken if self._reason != "length" else []
+            return [*broken, Finish(self._reason, _usage(self._usage), self._model)]
+        elif kind == "error":
             error = event.error or _Error()
             raise upstream_error(error.type, message=error.message)
+        return []
 
-    def eof(self) -> Iterator[Item]:
-        return iter(())
+    def eof(self) -> list[Item]:
+        return []
 
-    def _start(self, message: _Message) -> Iterator[Usage]:
+    def _start(self, message: _Message) -> list[Item]:
         self._model = message.model
-        if message.usage:
-            self._usage = message.usage
-            # Its output_tokens are those of the opening alone: none are counted until message_delta tells the sum.
-            yield msgspec.structs.replace(_usage(message.usage), output_tokens=0)
+        if not message.usage:
+            return []
+        self._usage = message.usage
+        # Its output_tokens are those of the opening alone: none are counted until message_delta tells the sum.
+        return [msgspec.structs.replace(_usage(message.usage), output_tokens=0)]
 
-    def _delta(self, index: int, delta: _Delta) -> Iterator[Event]:
+    def _delta(self, index: int, delta: _Delta) -> list[Item]:
         if delta.text:
-            yield Token(delta.text)
-        elif delta.thinking:
-            yield Reasoning(delta.thinking)
-        elif delta.partial_json and (call := self._calls.get(index)):
+            return [Token(delta.text)]
+        if delta.thinking:
+            return [Reasoning(delta.thinking)]
+        if delta.partial_json and (call := self._calls.get(index)):
             call.parts.append(delta.partial_json)
-            yield ToolCallDelta(call.index, delta.partial_json)
+            return [ToolCallDelta(call.index, delta.partial_json)]
+        return []
 
-    def _open(self, index: int, block: _Block) -> Iterator[Event]:
+    def _open(self, index: int, block: _Block) -> list[Item]:
         if block.type == "tool_use":
             call = self._calls[index] = _Call(len(self._calls), block.id, block.name, block.input or {}, [])
-            yield ToolCallDelta(call.index, "", call.id, call.tool)
-        elif block.text:
-            yield Token(block.text)
-        elif block.thinking:
-            yield Reasoning(block.thinking)
+            return [ToolCallDelta(call.index, "", call.id, call.tool)]
+        return self._delta(index, _Delta(block.text, block.thinking))
 
-    def _whole(self, call: _Call) -> Iterator[ToolCall]:
+    def _whole(self, call: _Call) -> list[Item]:
         """Say the call with its arguments parsed; broken ones wait for the stop reason, which may explain them."""
         text = "".join(call.parts)
         args, is_json = arguments(text) if text else (call.args, True)
+        whole = ToolCall(call.id, call.tool, args)
         if is_json:
-            yield ToolCall(call.id, call.tool, args)
-        else:
-            self._broken.append(ToolCall(call.id, call.tool, args))
+            return [whole]
+        self._broken.append(whole)
+        return []
 
     def _ending(self, event: _Event) -> None:
         if event.delta and event.delta.stop_reason:

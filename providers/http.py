@@ -52,20 +52,28 @@ class SSEDecoder:
                 return []
             self._rest, self._start = b"", False
             chunk = chunk.removeprefix(BOM)
+        if self._after_cr or b"\r" in chunk:
+            chunk = self._with_newlines(chunk)
+        if self._rest:
+            chunk = self._rest + chunk
+        events = chunk.split(b"\n\n")
+        self._rest = events.pop()
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise UpstreamError("upstream_invalid", "The upstream sent an event without an end.")
+        return [data for event in events if (data := _data(event)) is not None]
+
+    def _with_newlines(self, chunk: bytes) -> bytes:
         if self._after_cr:
             chunk = chunk.removeprefix(b"\n")  # the other half of a CRLF
         self._after_cr = chunk.endswith(b"\r")
-        if b"\r" in chunk:
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        whole, blank, self._rest = (self._rest + chunk).rpartition(b"\n\n")
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise UpstreamError("upstream_invalid", "The upstream sent an event without an end.")
-        return [data for event in whole.split(b"\n\n") if (data := _data(event)) is not None] if blank else []
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def _data(event: bytes) -> bytes | None:
-    if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
+    """Return an event's data, None where it has none. Of most the last line is all of it."""
+    before, _, data = event.rpartition(b"\n")
+    if data.startswith(b"data: ") and not before.startswith(b"data") and b"\ndata" not in before:
+        return data[6:]
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line == b"data" or line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
 

@@ -12,7 +12,7 @@ import msgspec
 import openai
 from msgspec import UNSET, Struct
 
-from streaming.events import Event, Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
+from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import ProviderSettings, RunRequest
 
 from . import Item, Upstream, arguments, upstream_error
@@ -26,18 +26,19 @@ REASONS: dict[str, FinishReason] = {
 }
 
 
-class _Function(Struct):
+# Not for the garbage collector: what is decoded from JSON has no cycles.
+class _Function(Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class _Call(Struct):
+class _Call(Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
 
 
-class _Delta(Struct):
+class _Delta(Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -45,33 +46,33 @@ class _Delta(Struct):
     tool_calls: list[_Call] | None = None
 
 
-class _Choice(Struct):
+class _Choice(Struct, gc=False):
     delta: _Delta | None = None
     finish_reason: str | None = None
 
 
-class _PromptDetails(Struct):
+class _PromptDetails(Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _CompletionDetails(Struct):
+class _CompletionDetails(Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(Struct):
+class _Usage(Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
-class _Error(Struct):
+class _Error(Struct, gc=False):
     message: Any = None
     type: Any = None
     code: Any = None
 
 
-class _Chunk(Struct):
+class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     model: str | None = None
@@ -132,48 +133,48 @@ class Translation:
         self._usage: Usage | None = None
         self._model: str | None = None
 
-    def feed(self, data: bytes) -> Iterator[Item]:
+    def feed(self, data: bytes) -> list[Item]:
         if data == b"[DONE]":
             self.over = True
             if not self._reason:  # not every server names one
-                yield from self._finish("tool_calls" if self._calls else "stop")
-            yield from self.eof()
-            return
+                return [*self._finish("tool_calls" if self._calls else "stop"), *self.eof()]
+            return self.eof()
         chunk = _decode(data)
         if chunk.error is not None:
             error = chunk.error if isinstance(chunk.error, _Error) else _Error(chunk.error)
             status = error.code if isinstance(error.code, int) else None  # OpenRouter's codes are HTTP's
             raise upstream_error(_text(error.code), _text(error.type), status=status, message=error.message)
         self._model = chunk.model or self._model
+        items: list[Item] = []
         if chunk.usage is not None:
             self._usage = _usage(chunk.usage)
-            yield self._usage
+            items.append(self._usage)
         for choice in chunk.choices or ():
             if choice.delta is not None:
-                yield from self._delta(choice.delta)
+                self._say(choice.delta, items)
             if choice.finish_reason:
-                yield from self._finish(choice.finish_reason)
+                items += self._finish(choice.finish_reason)
+        return items
 
-    def eof(self) -> Iterator[Item]:
-        if self._reason:
-            yield Finish(self._reason, self._usage, self._model)
+    def eof(self) -> list[Item]:
+        return [Finish(self._reason, self._usage, self._model)] if self._reason else []
 
-    def _delta(self, delta: _Delta) -> Iterator[Event]:
+    def _say(self, delta: _Delta, items: list[Item]) -> None:
         if text := delta.content:
-            yield Token(text)
+            items.append(Token(text))
         if text := delta.reasoning_content or delta.reasoning:
-            yield Reasoning(text)
+            items.append(Reasoning(text))
         if text := delta.refusal:
-            yield Token(text)
-        for call in delta.tool_calls or ():
-            yield self._calls.add(call)
+            items.append(Token(text))
+        if delta.tool_calls:
+            items += map(self._calls.add, delta.tool_calls)
 
-    def _finish(self, reason: str) -> Iterator[Event]:
+    def _finish(self, reason: str) -> list[ToolCall]:
         if reason == "error":  # OpenRouter's way to say that its upstream failed
             raise upstream_error(reason)
         self._reason = REASONS.get(reason, "stop")
-        yield from self._calls.whole(cut=self._reason == "length")
-        self._calls = Calls()
+        calls, self._calls = self._calls, Calls()
+        return list(calls.whole(cut=self._reason == "length"))
 
 
 def _text(value: object) -> str | None:

@@ -29,7 +29,8 @@ from streaming.request import (
 from . import Item, Upstream, arguments, upstream_error
 
 
-class _Item(Struct):
+# Not for the garbage collector: what is decoded from JSON has no cycles.
+class _Item(Struct, gc=False):
     type: str = ""
     id: str | None = None
     call_id: str | None = None
@@ -38,39 +39,39 @@ class _Item(Struct):
     status: str | None = None
 
 
-class _InputDetails(Struct):
+class _InputDetails(Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _OutputDetails(Struct):
+class _OutputDetails(Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(Struct):
+class _Usage(Struct, gc=False):
     input_tokens: int = 0
     output_tokens: int = 0
     input_tokens_details: _InputDetails | None = None
     output_tokens_details: _OutputDetails | None = None
 
 
-class _Error(Struct):
+class _Error(Struct, gc=False):
     code: str | None = None
     type: str | None = None
     message: str | None = None
 
 
-class _Incomplete(Struct):
+class _Incomplete(Struct, gc=False):
     reason: str | None = None
 
 
-class _Response(Struct):
+class _Response(Struct, gc=False):
     model: str | None = None
     usage: _Usage | None = None
     error: _Error | None = None
     incomplete_details: _Incomplete | None = None
 
 
-class _Event(Struct):
+class _Event(Struct, gc=False):
     type: str = ""
     output_index: int = 0
     delta: Any = None  # text in the events that are read, anything in others
@@ -93,33 +94,35 @@ class Translation:
         self.over = False
         self._calls: dict[int, int] = {}
 
-    def feed(self, data: bytes) -> Iterator[Item]:
+    def feed(self, data: bytes) -> list[Item]:
         event = _decode(data)
         kind = event.type
         if kind in _TEXT:
-            if text := _text(event):
-                yield Token(text)
-        elif kind in _REASONING:
-            if text := _text(event):
-                yield Reasoning(text)
-        elif kind == "response.output_item.added" and event.item and event.item.type == "function_call":
+            text = _text(event)
+            return [Token(text)] if text else []
+        if kind in _REASONING:
+            text = _text(event)
+            return [Reasoning(text)] if text else []
+        if kind == "response.output_item.added" and event.item and event.item.type == "function_call":
             index = self._calls.setdefault(event.output_index, len(self._calls))
-            yield ToolCallDelta(index, event.item.arguments or "", _id(event.item), event.item.name or "")
-        elif kind == "response.function_call_arguments.delta":
-            if text := _text(event):
-                yield ToolCallDelta(self._calls.get(event.output_index, 0), text)
-        elif kind == "response.output_item.done" and event.item and event.item.type == "function_call":
-            if event.item.status != "incomplete":  # of an answer that was cut short
-                yield ToolCall(_id(event.item), event.item.name or "", arguments(event.item.arguments or "")[0])
-        elif kind in ("response.completed", "response.incomplete"):
+            return [ToolCallDelta(index, event.item.arguments or "", _id(event.item), event.item.name or "")]
+        if kind == "response.function_call_arguments.delta":
+            text = _text(event)
+            return [ToolCallDelta(self._calls.get(event.output_index, 0), text)] if text else []
+        if kind == "response.output_item.done" and event.item and event.item.type == "function_call":
+            if event.item.status == "incomplete":  # of an answer that was cut short
+                return []
+            return [ToolCall(_id(event.item), event.item.name or "", arguments(event.item.arguments or "")[0])]
+        if kind in ("response.completed", "response.incomplete"):
             self.over = True
-            yield self._finish(event.response or _Response())
-        elif kind in ("response.failed", "error"):
+            return [self._finish(event.response or _Response())]
+        if kind in ("response.failed", "error"):
             error = event.error or (event.response and event.response.error) or _Error(event.code, None, event.message)
             raise upstream_error(error.code, error.type, message=error.message)
+        return []
 
-    def eof(self) -> Iterator[Item]:
-        return iter(())
+    def eof(self) -> list[Item]:
+        return []
 
     def _finish(self, response: _Response) -> Finish:
         reason: FinishReason = "tool_calls" if self._calls else "stop"

@@ -36,8 +36,15 @@ Encode = Callable[[bytes, int, Event], bytes]
 class EventLog:
     """The retained events of one run, whose id is `run_id`. Belongs to one event loop; not for threads."""
 
+    __slots__ = (
+        *("size", "deltas", "characters", "closed", "_run_id", "_entries", "_heads", "_last", "_waiting", "_shared"),
+        "__weakref__",
+    )
+
     def __init__(self, run_id: str = "") -> None:
         self.size = 0
+        self.deltas = 0
+        self.characters = 0  # of the deltas' text
         self.closed = False
         self._run_id = run_id.encode()
         self._entries: list[Event | str] = []
@@ -49,23 +56,32 @@ class EventLog:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def append(self, events: Sequence[Event]) -> None:
-        """Add events and wake whoever waits; one call is one wake-up. Raises RuntimeError once closed."""
+    def append(self, events: Sequence[Event]) -> bool:
+        """Add events and wake whoever waits, once for all; deltas that say nothing are left out.
+
+        Tells whether anything was added. Raises RuntimeError once closed.
+        """
         if self.closed:
             raise RuntimeError("append to a closed event log")
-        if not events:
-            return
+        entries, before = self._entries, len(self._entries)
         for event in events:
-            self.size += size_of(event)
             if not isinstance(event, Delta):
                 self._last = None
-            elif self._last is not None and event.follows(self._last):
-                self._entries.append(event.text)
-                continue
-            else:
+                self.size += size_of(event)
+            elif (text := event.text) or not event.is_empty:
+                self.deltas += 1
+                self.characters += len(text)
+                self.size += EVENT_OVERHEAD + (len(text) if text.isascii() else _utf8(text))
+                if self._last is not None and event.follows(self._last):
+                    entries.append(text)
+                    continue
                 self._last = event
-            self._heads.append(len(self._entries))
-            self._entries.append(event)
+            else:
+                continue
+            self._heads.append(len(entries))
+            entries.append(event)
+        if len(entries) == before:
+            return False
         if isinstance(events[-1], Terminal):
             self.closed = True
             self._shared.clear()
@@ -73,6 +89,7 @@ class EventLog:
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
+        return True
 
     def merged(self, after: int, upto: int | None = None) -> list[Numbered]:
         """Return the events numbered `after + 1` to `upto` (else to the last), adjacent deltas joined.
@@ -147,15 +164,12 @@ class Cursor:
         """Whether nothing will ever follow."""
         return self._log.ended(self.after)
 
-    def wake(self) -> None:
-        """Let who waits go on, though nothing has followed."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     async def wait(self) -> None:
-        """Return once something follows, the log is closed or `wake` is called."""
+        """Return once something follows, the log is closed or `wake` is called. Who is far behind takes turns."""
         log = self._log
-        if len(log) > self.after or log.closed:
+        if len(log._entries) > self.after or log.closed:
+            if self._reach() < len(log):
+                await asyncio.sleep(0)
             return
         waiter = self._waiter = asyncio.get_running_loop().create_future()
         log._waiting[waiter] = None
@@ -165,27 +179,27 @@ class Cursor:
             self._waiter = None
             log._waiting.pop(waiter, None)
 
-    async def next(self) -> list[Numbered]:
-        """Return what follows as soon as there is something, merged. Empty at the end of the log, and when woken."""
-        after, upto = await self._advance()
-        return self._log.merged(after, upto)
+    def wake(self) -> None:
+        """Let who waits go on, though nothing has followed."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    async def encoded(self, encode: Encode) -> bytes:
-        """Return what `next` does, encoded: `encode` gets the run's id, an event's number and the event."""
-        after, upto = await self._advance()
-        return self._log.encoded(after, upto, encode) if upto > after else b""
+    def take(self) -> list[Numbered]:
+        """Return what follows and is ready, merged, and move on behind it."""
+        after, self.after = self.after, self._reach()
+        return self._log.merged(after, self.after)
 
-    async def _advance(self) -> tuple[int, int]:
-        """Move on to what is ready: all of it, but what would hold up the others. Who is so far behind takes turns."""
-        log, after = self._log, self.after
-        behind = len(log) - after
-        if behind > 1000 and behind > (most := TURN * len(log) // log.size):
-            await asyncio.sleep(0)
-            self.after = after + max(most, 1)
-        else:
-            await self.wait()
-            self.after = len(log)
-        return after, self.after
+    def take_encoded(self, encode: Encode) -> bytes:
+        """Return what `take` does, encoded: `encode` gets the run's id, an event's number and the event."""
+        after, self.after = self.after, self._reach()
+        return self._log.encoded(after, self.after, encode) if self.after > after else b""
+
+    def _reach(self) -> int:
+        """Return where what can be taken in one turn ends: all that is ready, but what would hold up the others."""
+        log, end = self._log, len(self._log._entries)
+        if end - self.after > 1000 and end - self.after > (most := TURN * end // log.size):
+            return self.after + max(most, 1)
+        return end
 
 
 async def follow(log: EventLog, after: int) -> AsyncIterator[list[Numbered]]:
@@ -194,16 +208,21 @@ async def follow(log: EventLog, after: int) -> AsyncIterator[list[Numbered]]:
     What was appended while the caller was busy comes in one batch: who is slow gets fewer, larger events.
     """
     cursor = Cursor(log, after)
-    while batch := await cursor.next():
-        yield batch
+    while not cursor.ended:
+        await cursor.wait()
+        if batch := cursor.take():
+            yield batch
 
 
 def size_of(event: Event) -> int:
     """Bytes an event is counted as holding: its content as UTF-8 and a constant."""
     if isinstance(event, Delta):
-        text = event.text
-        return EVENT_OVERHEAD + (len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")))
+        return EVENT_OVERHEAD + _utf8(event.text)
     try:
         return EVENT_OVERHEAD + len(msgspec.json.encode(event, enc_hook=str))
     except UnicodeEncodeError:  # half of a surrogate pair, which an upstream can name in its JSON
         return EVENT_OVERHEAD + len(repr(event).encode("utf-8", "surrogatepass"))
+
+
+def _utf8(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -33,7 +33,7 @@ from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from .errors import Fault, ServiceError, UpstreamError
-from .events import Cancelled, Delta, Done, Error, Event, Finish, Start, Terminal, Usage
+from .events import Cancelled, Done, Error, Event, Finish, Start, Terminal, Usage
 from .log import EventLog
 from .request import Provider, RunRequest
 
@@ -70,9 +70,9 @@ class Run:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
-        "id", "owner", "key", "provider", "model", "created", "limits", "log", "terminal", "viewers", "tokens",
+        "id", "owner", "key", "provider", "model", "created", "limits", "log", "terminal", "viewers",
         "_candidate", "_task", "_alone", "_clock", "_deadline", "_on_end", "_now", "_began", "_last_content",
-        "_first_content", "_ended", "_ending", "_finish", "_usage", "_characters",
+        "_first_content", "_ended", "_ending", "_finish", "_usage",
     )
     # fmt: on
 
@@ -87,14 +87,12 @@ class Run:
         self.log = EventLog(self.id)
         self.terminal: Terminal | None = None
         self.viewers = 0
-        self.tokens = 0
         self._candidate: Candidate | None = candidate
         self._task: asyncio.Task[None] | None = None
         self._alone: asyncio.TimerHandle | None = None
         self._ending: Finish | Fault | CancelReason | None = None
         self._finish: Finish | None = None
         self._usage: Usage | None = None
-        self._characters = 0
         self._began = 0.0
         self._first_content: float | None = None
         self._ended: float | None = None
@@ -191,30 +189,22 @@ class Run:
     def _take(self, batch: Sequence[Event | Usage | Finish]) -> None:
         events: list[Event] = []
         for item in batch:
-            if isinstance(item, Delta):
-                if not item.is_empty:
-                    events.append(item)
-                    self.tokens += 1
-                    self._characters += len(item.text)
-            elif isinstance(item, Terminal):
-                raise TypeError("a provider ends with Finish or an exception; terminal events are the run's")
-            elif isinstance(item, Event):
+            if isinstance(item, Event):
+                if isinstance(item, Terminal):
+                    raise TypeError("a provider ends with Finish or an exception; terminal events are the run's")
                 events.append(item)
             elif isinstance(item, Usage):
                 self._usage = item
             else:
                 self._finish = item
                 self._usage = item.usage or self._usage
-        if events:
-            self._content(events)
-
-    def _content(self, events: list[Event]) -> None:
+        if not self.log.append(events):
+            return
         self._last_content = self._now()
         if self._first_content is None:
             self._first_content = self._last_content
             self._clock.cancel()
             self._check_silence()
-        self.log.append(events)
         if self.log.size > self.limits.max_run_bytes:
             raise ServiceError("output_limit", f"The answer is larger than {self.limits.max_run_bytes} bytes.")
 
@@ -260,6 +250,11 @@ class Run:
         return Cancelled(reason=ending, usage=self.usage)
 
     @property
+    def tokens(self) -> int:
+        """How many content deltas there were."""
+        return self.log.deltas
+
+    @property
     def ttft_ms(self) -> int | None:
         """Milliseconds from the start to the first content, None while there is none."""
         return None if self._first_content is None else _milliseconds(self._began, self._first_content)
@@ -275,12 +270,12 @@ class Run:
     def usage(self) -> Usage:
         """What the upstream reported, else (or where it reported no output though there was some) an estimate."""
         reported = self._usage or Usage()
-        if self._candidate is None or reported.output_tokens or (self._usage and not self._characters):
+        if self._candidate is None or reported.output_tokens or (self._usage and not self.log.characters):
             return reported
         return replace(
             reported,
             input_tokens=reported.input_tokens or _tokens(self._candidate.request.characters),
-            output_tokens=_tokens(self._characters),
+            output_tokens=_tokens(self.log.characters),
             estimated=True,
         )
 

@@ -193,7 +193,7 @@ _events = st.lists(
         st.just(ToolCall("call_1", "f", {})),
     ),
     max_size=12,
-)
+).map(lambda events: [event for event in events if not (isinstance(event, Delta) and event.is_empty)])
 
 
 def merge(events: Sequence[Event], after: int = 0) -> list[Numbered]:

@@ -20,6 +20,7 @@ ALLOWED = {
 }
 # What providers share, beside the package itself; not providers.
 SHARED = {
+    "providers.connection",
     "providers.langchain_messages",
     "providers.plain",
     "providers.pool",
@@ -28,8 +29,9 @@ SHARED = {
 }
 # Who owns a dependency: nobody else imports it.
 OWNERS = {
-    "aiohttp": {"providers.http"},
+    "aiohappyeyeballs": {"providers.connection"},
     "anthropic": {"providers.anthropic"},
+    "httptools": {"providers.connection"},
     "httpx2": {"providers.http"},
     "itsdangerous": {"wires.resource"},
     "langchain_core": {"providers.langchain", "providers.langchain_messages", "providers.runnables"},
@@ -38,7 +40,6 @@ OWNERS = {
     "sse_starlette": {"wires.sse"},
     "uvicorn": {"service"},
     "xllamacpp": {"providers.local"},
-    "yarl": {"providers.http"},
 }
 
 
@@ -148,7 +149,7 @@ def test_the_service_imports_no_sdk_with_it() -> None:
     while new:
         reached |= new
         new = {one.target for one in OURS if one.importer in new} - reached
-    sdks = {"openai", "anthropic", "aiohttp", "httpx2", "xllamacpp", "langchain_core", "langgraph"}
+    sdks = {"openai", "anthropic", "httpx2", "xllamacpp", "langchain_core", "langgraph"}
     assert wrong([one for one in IMPORTS if one.importer in reached and one.top in sdks]) == []
 
 

@@ -149,8 +149,7 @@ def test_httpx_keeps_each_line_whole_whatever_is_in_it(relay: Service, upstream:
         *OPENAI.opening,
         chat({"reasoning_content": text}),
         OPENAI.token(text),
-        call(0, "", f"call{text}", f"tool{text}"),
-        call(0, arguments),
+        call(0, arguments, f"call{text}", f"tool{text}"),
         *chat_end("tool_calls", chat_usage(1, 1)),
     )
     with READERS["httpx"](relay.port, "/stream", {"message": "Hi"}) as told:

@@ -165,7 +165,7 @@ def json_line(value: Event | dict[str, Any]) -> bytes:
         line = _encode(value)
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but JSON can name it
         return json.dumps(msgspec.to_builtins(value, enc_hook=str), separators=(",", ":")).encode()
-    if b"\xe2\x80" in line or b"\xc2\x85" in line:
+    if not line.isascii():
         for raw, escaped in _LINE_ENDS:
             line = line.replace(raw, escaped)
     return line

@@ -34,4 +34,4 @@ class LineStream(Response):
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._viewer.serve(self._viewer.pieces(FORM), self.raw_headers, receive, send)
+        await self._viewer.serve(self.raw_headers, scope, receive, send)

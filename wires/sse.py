@@ -18,13 +18,17 @@ def frame(run_id: bytes, seq: int, event: Event) -> bytes:
     return b"event: %b\nid: %b-%d\ndata: %b\n\n" % (event.name.encode(), run_id, seq, json_line(event))
 
 
-class EventStream(EventSourceResponse):
-    """Carries a viewer's run as server-sent events. `retry_ms` is how long an EventSource waits to reconnect."""
+def form(retry_ms: int) -> Form:
+    """Return the form of a stream whose EventSource waits so long to reconnect."""
+    return Form(frame, opening=b"retry: %d\n\n" % retry_ms, ping=b": ping\n\n")
 
-    def __init__(self, viewer: Viewer, *, retry_ms: int) -> None:
+
+class EventStream(EventSourceResponse):
+    """Carries a viewer's run as server-sent events."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer)
         self._viewer = viewer
-        self._pieces = viewer.pieces(Form(frame, opening=b"retry: %d\n\n" % retry_ms, ping=b": ping\n\n"))
-        super().__init__(self._pieces)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._viewer.serve(self._pieces, self.raw_headers, receive, send)
+        await self._viewer.serve(self.raw_headers, scope, receive, send)

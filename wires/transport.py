@@ -8,6 +8,9 @@ import logging
 
 from starlette.types import Receive
 
+# Where in a scope `send` is as it was outside of our middleware: the first message of a stream concerns that, and each
+# later one saves its three wrappers.
+SERVER_SEND = "sidestream.send"
 logger = logging.getLogger("sidestream")
 
 

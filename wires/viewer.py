@@ -7,16 +7,16 @@ are equally far share its encoding. What the bytes look like is the wires' busin
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
 from streaming.log import Cursor, Encode
 from streaming.run import Run
 
-from .transport import let_go
+from .transport import SERVER_SEND, let_go
 
 
 class Form(NamedTuple):
@@ -31,64 +31,94 @@ class Viewer:
     """Follows `run` from what comes after event `after`. `begin` is called once it counts as a viewer of the run.
 
     It gets a ping when nothing was sent for `ping_interval` seconds (0: never), and is let go where it takes nothing
-    for `send_timeout` seconds.
+    for `send_timeout` seconds. Iterating it yields what is ready in one piece each, until nothing will follow.
     """
 
+    __slots__ = (
+        *("_run", "_begin", "_form", "_cursor", "_opening", "_ping_interval", "_send_timeout"),
+        *("_now", "_call_at", "_clock", "_task", "_since", "_sending", "_stalled"),
+    )
+
     def __init__(
-        self, run: Run, begin: Callable[[], object], *, after: int, ping_interval: float, send_timeout: float
+        self,
+        run: Run,
+        begin: Callable[[], object],
+        form: Form,
+        *,
+        after: int,
+        ping_interval: float,
+        send_timeout: float,
     ) -> None:
         self._run = run
         self._begin = begin
+        self._form = form
         self._cursor = Cursor(run.log, after)
+        self._opening = form.opening
         self._ping_interval = ping_interval
         self._send_timeout = send_timeout
+        self._since = 0.0  # when what is being sent was begun, or the last was sent
         self._sending = False
-        self._since = 0.0  # when what is being sent was, or the last was sent
         self._stalled = False
 
-    async def pieces(self, form: Form) -> AsyncGenerator[bytes]:
-        """Yield what is ready in one piece each, until nothing will follow; pings are pieces too."""
-        cursor, encode = self._cursor, form.encode
-        yield form.opening + await cursor.encoded(encode)
-        while not cursor.ended:
-            yield await cursor.encoded(encode) or form.ping
+    def __aiter__(self) -> "Viewer":
+        return self
 
-    async def serve(
-        self, pieces: AsyncGenerator[bytes], headers: list[tuple[bytes, bytes]], receive: Receive, send: Send
-    ) -> None:
-        """Send the response, to its end or the viewer's. Closes `pieces`."""
+    async def __anext__(self) -> bytes:
+        cursor, form = self._cursor, self._form
+        if cursor.ended:
+            raise StopAsyncIteration
+        await cursor.wait()
+        piece = cursor.take_encoded(form.encode) or form.ping
+        if self._opening:
+            piece, self._opening = self._opening + piece, b""
+        return piece
+
+    async def serve(self, headers: list[tuple[bytes, bytes]], scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, to its end or the viewer's."""
         loop = asyncio.get_running_loop()
         self._now, self._call_at = loop.time, loop.call_at
         self._since, self._sending = self._now(), True
         with self._run.viewing():
             self._begin()
+            # A task of its own: to resume it is not to go through all that has called us.
+            self._task = loop.create_task(self._send(headers, send, scope.get(SERVER_SEND, send)))
+            self._tick()
             try:
-                async with asyncio.timeout(None) as self._end, aclosing(pieces):
-                    self._tick()
-                    watching = loop.create_task(self._watch(receive))
-                    try:
-                        await self._send(pieces, headers, send)
-                    finally:
-                        watching.cancel()
-                        self._clock.cancel()
-            except TimeoutError:
-                if self._stalled:
-                    let_go(receive, self._run.id, self._send_timeout)
+                await self._watch(receive)
+            finally:
+                self._clock.cancel()
+                self._task.cancel()
+                if not self._task.done():
+                    await asyncio.wait([self._task])
+        if self._stalled:
+            let_go(receive, self._run.id, self._send_timeout)
+        elif not self._task.cancelled():
+            self._task.result()
 
-    async def _send(self, pieces: AsyncGenerator[bytes], headers: list[tuple[bytes, bytes]], send: Send) -> None:
+    async def _send(self, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sending = False
-        async for piece in pieces:
+        async for piece in self:
             self._since, self._sending = self._now(), True
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await server_send({"type": "http.response.body", "body": piece, "more_body": True})
             self._sending = False
         self._since, self._sending = self._now(), True
         await send({"type": "http.response.body", "body": b"", "more_body": False})  # waits until the rest was taken
 
     async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._end.reschedule(0)
+        """Return when the viewer has gone, or the response is at its end."""
+        try:
+            async with asyncio.timeout(None) as watching:
+
+                def over(task: object) -> None:
+                    with suppress(RuntimeError):  # the server has told us before
+                        watching.reschedule(0)
+
+                self._task.add_done_callback(over)
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+        except TimeoutError:
+            return
 
     def _tick(self) -> None:
         """Ping, let go, or come back when one of them may be due."""
@@ -97,7 +127,7 @@ class Viewer:
         if now >= self._since + wait:
             if self._sending:
                 self._stalled = True
-                self._end.reschedule(0)
+                self._task.cancel()
             self._since = now
             self._cursor.wake()
         self._clock = self._call_at(min(self._since + wait, now + ping, now + self._send_timeout), self._tick)
