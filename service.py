@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -45,6 +45,10 @@ from wires.sse import form as event_form
 from wires.viewer import Viewer
 from wires.websocket import Conversation, lost_at
 
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None  # type: ignore[assignment]  # a module, or none
 WEB = Path(__file__).parent / "web"
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".ts": "text/plain"}
 
@@ -210,6 +214,7 @@ class Service:
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Import the SDKs beside the first requests, not before them; close everything at the end."""
+        _raise_open_files()
         warming = asyncio.create_task(self._warm())
         self._drain_on_signals(asyncio.get_running_loop())
         try:
@@ -234,6 +239,14 @@ class Service:
         await self.providers.warm()
         # The SDKs' several 100,000 objects are here to stay; walking them would halt every stream for 0.1 s and more.
         gc.freeze()
+
+
+def _raise_open_files() -> None:
+    """Allow as many open files as may be: a stream takes two, and the usual 1,024 would be no more than 500 streams."""
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):  # where the system itself has a lower bound (macOS)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _before(handler: Any, act: Callable[[], object]) -> Callable[[int, FrameType | None], None]:

@@ -1,5 +1,6 @@
 """The command `sidestream`, as a person starts it: what it prints, what it refuses, how it ends."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -70,6 +71,13 @@ def test_two_workers_answer_on_one_port(start_service: Start) -> None:
     for _ in range(4):
         with get(service.port, message="hi", model="scripted/echo") as client:
             assert text(list(client)) == "hi"
+
+
+def test_it_allows_itself_all_the_open_files_that_it_may_have(start_service: Start) -> None:
+    command = ["sh", "-c", 'ulimit -Sn 256; exec "$0" -m uvicorn service:app "$@"', sys.executable]
+    service = start_service(command=command)
+    soft, hard = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard > 256
 
 
 def test_ctrl_c_ends_it_even_with_a_stream_open(start_service: Start) -> None:

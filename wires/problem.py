@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streaming.errors import Fault, RequestError, ServiceError
 
 from .chat import json_line
-from .transport import SERVER_SEND
+from .transport import GONE, SERVER_SEND
 
 logger = logging.getLogger("sidestream")
 
@@ -64,18 +64,15 @@ class Problems:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def careful(message: Message) -> None:
-            try:
-                await send(message)
-            except (RuntimeError, OSError) as exc:  # uvloop's word for a connection that is gone is RuntimeError
-                raise ClientDisconnect from exc
-
         async def watched(message: Message) -> None:
             nonlocal started
             started = True
-            await careful(message)
+            try:
+                await send(message)
+            except GONE as exc:
+                raise ClientDisconnect from exc
 
-        scope[SERVER_SEND] = careful
+        scope[SERVER_SEND] = send
         try:
             await self._app(scope, receive, watched)
         except ClientDisconnect:

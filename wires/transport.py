@@ -11,6 +11,7 @@ from starlette.types import Receive
 # Where in a scope `send` is as it was outside of our middleware: the first message of a stream concerns that, and each
 # later one saves its three wrappers.
 SERVER_SEND = "sidestream.send"
+GONE = (RuntimeError, OSError)  # what it raises where the connection is gone; uvloop's word for that is RuntimeError
 logger = logging.getLogger("sidestream")
 
 

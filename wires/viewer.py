@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from streaming.log import Cursor, Encode
 from streaming.run import Run
 
-from .transport import SERVER_SEND, let_go
+from .transport import GONE, SERVER_SEND, let_go
 
 
 class Form(NamedTuple):
@@ -100,7 +100,10 @@ class Viewer:
         self._sending = False
         async for piece in self:
             self._since, self._sending = self._now(), True
-            await server_send({"type": "http.response.body", "body": piece, "more_body": True})
+            try:
+                await server_send({"type": "http.response.body", "body": piece, "more_body": True})
+            except GONE:
+                return
             self._sending = False
         self._since, self._sending = self._now(), True
         await send({"type": "http.response.body", "body": b"", "more_body": False})  # waits until the rest was taken
