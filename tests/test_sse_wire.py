@@ -273,6 +273,11 @@ def test_pings_of_lines_are_empty_lines() -> None:
     assert names == ["start", "", "", "token", "done", ""]
 
 
+def test_there_is_no_ping_while_there_is_something_to_say() -> None:
+    exchange = get(script({"say": "one two three four", "every": 0.9}), SIDESTREAM_PING_INTERVAL="1")
+    assert (exchange.body.count(b"event: token"), b": ping" in exchange.body) == (4, False)
+
+
 @pytest.mark.parametrize("path", ["/chat/stream", "/stream"])
 def test_pings_can_be_switched_off(path: str) -> None:
     exchange = get(script({"wait": 100, "say": "Hi"}, path=path), SIDESTREAM_PING_INTERVAL="0")
