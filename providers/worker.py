@@ -24,9 +24,6 @@ logger = logging.getLogger("sidestream")
 Value = TypeVar("Value")
 Batch = list[Item]
 MOST = 256  # items that wait to be taken; then who makes them waits
-# How long, in seconds, a thread that computes keeps the others waiting each time. With Python's 5 ms the tokens of a
-# hundred streams beside one such thread came 136 ms late in the median, with this 72 ms (`make bench`).
-SWITCH_INTERVAL = 0.0005
 LIBRARIES = re.compile(r"[/\\](langchain_core|langgraph)[/\\]")
 CLOSE_TIMEOUT = 1.0  # what is cancelled has so long, in seconds, to close its connections before its viewers are told
 
@@ -120,7 +117,6 @@ class Worker:
     """The thread, its loop and the pool; started with the first that needs them. `close` it in the end."""
 
     def __init__(self, threads: int) -> None:
-        sys.setswitchinterval(SWITCH_INTERVAL)
         self._pool = Pool(threads)
         self._executor = Executor(self._pool, Pool(threads))
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -6,7 +6,6 @@ named in one message. Lists are comma-separated in the environment, tables are J
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,6 +164,8 @@ def _from_file(environ: Mapping[str, str], problems: list[str]) -> list[tuple[st
     if not path:
         return []
     try:
+        import tomllib  # here, since most start without a file
+
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         problems.append(f"{PREFIX}CONFIG {path}: {exc.strerror if isinstance(exc, OSError) else exc}")
