@@ -126,7 +126,7 @@ def _by_status(status: int | None) -> str:
         return "upstream_auth"
     if status == 429:
         return "upstream_rate_limited"
-    if status is not None and status < 500 and status not in (408, 409):
+    if status is not None and status < 500 and status not in (407, 408, 409):
         return "upstream_rejected"
     return "upstream_unavailable"
 

@@ -6,13 +6,14 @@ needed for, proxies and compression, is left to it (http.py). It knows nothing o
 """
 
 import asyncio
+import select
 import socket
 import ssl
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import httptools
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 CONNECT_TIMEOUT = 10.0
 # Shorter than what servers close idle connections after (uvicorn, and so vLLM, Node, llama.cpp: 5 s; vendors: more), so
@@ -20,6 +21,9 @@ CONNECT_TIMEOUT = 10.0
 KEEPALIVE = 4.0
 # A reader so far behind stops the socket: the upstream waits then.
 MAX_UNREAD = 256 * 2**10
+MAX_HEAD = 2**18  # bytes; no server sends a tenth of it
+# A name is looked up once for all who ask for it at a time, and for so long, in seconds, after it was found.
+KEEP_ADDRESSES = 10.0
 # After one family of addresses the other gets its chance, and the first to answer wins (RFC 8305, 8).
 HAPPY_EYEBALLS_DELAY = 0.25
 
@@ -40,21 +44,25 @@ class Origin(NamedTuple):
 class Connection(asyncio.Protocol):
     """One connection, with one answer at a time: `ask`, `read` to the end, `close`.
 
-    `status` and `headers` are those of the answer, names in lower case.
+    `status` and `headers` are those of the answer, names in lower case. Nothing is taken for an answer that was not
+    asked for: a connection on which more comes than that is broken, lest one asker get what is another's.
     """
 
     __slots__ = (
         *("status", "headers", "whole", "expiry", "_park", "_transport", "_parser", "_unread", "_unread_bytes"),
-        *("_waiter", "_headed", "_framed", "_keeps", "_broken"),
+        *("_waiter", "_head_bytes", "_headed", "_framed", "_keeps", "_broken"),
     )
 
     def __init__(self, park: Callable[["Connection"], object] | None) -> None:
         self._park = park
         self._parser = httptools.HttpResponseParser(self)
+        # As lenient as other clients are: for padded sizes of chunks, and lines that end as Unix has it.
+        self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True, lenient_optional_cr_before_lf=True)
         self._waiter: asyncio.Future[None] | None = None
-        self._broken: Exception | None = None
+        self._broken: str | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self._reset()
+        self.whole = True
 
     def _reset(self) -> None:
         self.status = 0
@@ -62,16 +70,24 @@ class Connection(asyncio.Protocol):
         self.whole = False  # the answer has come to its end
         self._unread: list[bytes] = []
         self._unread_bytes = 0
+        self._head_bytes = 0
         self._headed = False
         self._framed = False  # says where it ends; else it does by the end of the connection
         self._keeps = False
 
     @property
-    def is_broken(self) -> bool:
-        return self._broken is not None
+    def is_stale(self) -> bool:
+        """Whether an idle connection has ended, or is about to: what it has to say unasked is nothing else."""
+        if self._broken is not None or self._transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def ask(self, request: bytes) -> None:
         """Send a request; return when the answer's headers are here. Raises OSError."""
+        if self._broken is not None or self._transport.is_closing():
+            raise ConnectionBroken(self._broken or "the connection was lost")
         self._reset()
         self._transport.write(request)
         while not self._headed:
@@ -91,20 +107,20 @@ class Connection(asyncio.Protocol):
         return data
 
     async def close(self) -> None:
-        """Let go of the answer: a connection whose answer was whole may serve again, another is cut."""
-        if self.whole and self._keeps and self._park and not self.is_broken:
-            self._unread.clear()
+        """Let go of the answer: a connection may serve again where all of it was sent and read, else it is cut."""
+        done = self.whole and not self._unread and self._broken is None
+        if done and self._keeps and self._park and not self._transport.get_write_buffer_size():
             self._park(self)
         else:
             self.abort()
 
-    def abort(self) -> None:
-        self._broken = self._broken or ConnectionBroken("closed by us")
+    def abort(self, why: str = "closed by us") -> None:
+        self._broken = self._broken or why
         self._transport.abort()
 
     async def _wait(self) -> None:
         if self._broken is not None:
-            raise self._broken
+            raise ConnectionBroken(self._broken)
         waiter = self._waiter = asyncio.get_running_loop().create_future()
         try:
             await waiter
@@ -124,20 +140,29 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            self._broken = ConnectionBroken(type(exc).__name__)
-            self._transport.abort()
+            self.abort(type(exc).__name__)
+        if not self._headed:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self.abort("an answer's head without an end")
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._headed and not self._framed and exc is None and not self.is_broken:
+        if self._headed and not self._framed and exc is None and self._broken is None:
             self.whole = True
-        self._broken = self._broken or ConnectionBroken("the connection was lost")
+        self._broken = self._broken or "the connection was lost"
         del self._parser  # it holds us, as we hold it
         self._wake()
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        if self.whole:
+            raise ConnectionBroken("an answer that nobody asked for")
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._headed:
+            return  # a trailer
         name = name.lower()
         self.headers[name] = value
         if name == b"content-length" or (name == b"transfer-encoding" and value.lower().endswith(b"chunked")):
@@ -147,6 +172,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status < 200:  # informational: the answer is still to come
             self.headers.clear()
+            self._framed = False
             return
         self.status, self._headed = status, True
 
@@ -172,6 +198,7 @@ class Pool:
         self._make_tls = tls
         self._tls: ssl.SSLContext | None = None
         self._idle: dict[Origin, dict[Connection, None]] = {}
+        self._addresses: dict[tuple[str, int], asyncio.Future[Any]] = {}
 
     async def ask(self, origin: Origin, request: bytes) -> Connection:
         """Send a request; return when the answer's headers are here. Whoever asks closes it. Raises OSError."""
@@ -194,8 +221,9 @@ class Pool:
             connection, _ = idle.popitem()  # the one used last: the others may expire
             assert connection.expiry
             connection.expiry.cancel()
-            if not connection.is_broken:
+            if not connection.is_stale:
                 return connection
+            connection.abort()
         return None
 
     async def _connect(self, origin: Origin) -> Connection:
@@ -203,27 +231,39 @@ class Pool:
         tls = None
         if origin.tls:
             tls = self._tls = self._tls or self._make_tls()
+
+        def park(connection: Connection) -> None:
+            idle = self._idle.setdefault(origin, {})
+            idle[connection] = None
+            connection.expiry = loop.call_later(KEEPALIVE, self._expire, idle, connection)
+
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-            plug = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, interleave=1)
-            plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-            def park(connection: Connection) -> None:
-                idle = self._idle.setdefault(origin, {})
-                idle[connection] = None
-                connection.expiry = loop.call_later(KEEPALIVE, self._expire, idle, connection)
-
+            addresses = await self._look_up(origin.host, origin.port)
             try:
-                _, connection = await loop.create_connection(
-                    lambda: Connection(park if origin.keep_alive else None),
-                    sock=plug,
-                    ssl=tls,
-                    server_hostname=origin.host if tls else None,
-                )
-            except BaseException:
-                plug.close()
-                raise
+                plug = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, interleave=1)
+            except RuntimeError as exc:  # uvloop's word for a connection that is gone
+                raise ConnectionBroken("the connection was lost") from exc
+            _, connection = await loop.create_connection(  # which owns the socket now
+                lambda: Connection(park if origin.keep_alive else None),
+                sock=plug,
+                ssl=tls,
+                server_hostname=origin.host if tls else None,
+            )
         return connection
+
+    async def _look_up(self, host: str, port: int) -> list[AddrInfoType]:
+        found = self._addresses.get((host, port))
+        if found is None:
+            loop = asyncio.get_running_loop()
+            found = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            self._addresses[host, port] = found
+
+            def forget(found: asyncio.Future[Any]) -> None:
+                failed = found.cancelled() or found.exception() is not None
+                loop.call_later(0 if failed else KEEP_ADDRESSES, self._addresses.pop, (host, port), None)
+
+            found.add_done_callback(forget)
+        return cast(list[AddrInfoType], await asyncio.shield(found))
 
     def _expire(self, idle: dict[Connection, None], connection: Connection) -> None:
         idle.pop(connection, None)

@@ -1,18 +1,16 @@
 """The way to upstreams over HTTP: the SSE decoder, and the loop over a response.
 
-The vendors' SDKs say where a request goes and with which headers (addresses, keys, versions): that is the same for each
-request of a provider, so it is asked once. Bodies are a provider's, and from the request on the bytes are ours, because
-an SDK takes longer over one request, and over one token, than all the rest of the relay. It knows no vendor.
+From the request on the bytes are ours, because an SDK takes longer over one request, and over one token, than all the
+rest of the relay. It knows no vendor.
 """
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
@@ -22,14 +20,16 @@ from streaming.errors import Fault, UpstreamError
 from streaming.request import ProviderSettings
 
 from . import Client, Item, Translation, scrub, upstream_error
-from .connection import CONNECT_TIMEOUT, Origin, Pool
+from .connection import CONNECT_TIMEOUT, Pool
+from .endpoint import Endpoint, record
 
 # After the terminator a well-behaved upstream closes the body at once; reading to its end keeps the connection.
 DRAIN_TIMEOUT = 0.1
 BOM = b"\xef\xbb\xbf"
 MAX_EVENT_BYTES = 16 * 2**20
 MAX_ERROR_BYTES = 2**16
-KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+# What a host or a proxy that is none raises, and a kind of proxy for which a package is missing.
+UNUSABLE = (ValueError, httpx2.InvalidURL, ImportError)
 
 
 class SSEDecoder:
@@ -78,16 +78,6 @@ def _data(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-class Endpoint(NamedTuple):
-    """Where a provider's requests go, with which headers, and what of these nobody may see."""
-
-    url: httpx2.URL
-    headers: list[tuple[bytes, bytes]]
-    origin: Origin
-    head: bytes  # all of a request but its length and its body
-    secrets: tuple[str, ...]
-
-
 class Answer(Protocol):
     """A response whose body has yet to be read. Whoever has it closes it."""
 
@@ -125,24 +115,14 @@ class Upstreams:
         call: Callable[[Client], object],
         **elsewhere: Any,
     ) -> Endpoint:
-        recorder = _Recorder()
-        headers = {"Accept-Encoding": "identity", "Connection": "keep-alive"}
-        ours = {"http_client": httpx2.Client(transport=recorder, headers=headers), "max_retries": 0}
-        if settings.base_url is None:
-            call(client(api_key=settings.api_key, **ours))
-        else:
-            lines = os.environ.get(f"{sdk.__name__.upper()}_CUSTOM_HEADERS", "").splitlines()
-            without = {line.partition(":")[0].strip(): sdk.Omit() for line in lines if ":" in line}
-            key = settings.api_key or "none"
-            call(client(api_key=key, base_url=settings.base_url, default_headers=without, **elsewhere, **ours))
-        return _endpoint(recorder.request, keep=settings.options.get("keep_alive") is not False)
+        return record(sdk, client, settings, call, elsewhere)
 
     async def follow(
         self, endpoint: Endpoint, body: dict[str, Any], translation: Translation
     ) -> AsyncGenerator[list[Item]]:
         try:
             answer = await self._ask(endpoint, _encode(body))
-        except (OSError, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as exc:  # of a host or a proxy, too
+        except (OSError, httpx2.HTTPError, *UNUSABLE) as exc:
             raise UpstreamError("upstream_unavailable", "The upstream cannot be reached.") from exc
         try:
             await _check(answer, endpoint.secrets)
@@ -169,47 +149,21 @@ class Upstreams:
             await answer.close()
 
     async def _ask(self, endpoint: Endpoint, body: bytes) -> Answer:
-        scheme, host = endpoint.url.scheme, endpoint.url.host
+        origin, scheme = endpoint.origin, endpoint.url.scheme
         proxy = self._proxies.get(scheme) or self._proxies.get("all")
-        if proxy is None or proxy_bypass(host):
-            return await self._pool.ask(
-                endpoint.origin, b"%bContent-Length: %d\r\n\r\n%b" % (endpoint.head, len(body), body)
-            )
+        if proxy is None or proxy_bypass(f"{origin.host}:{origin.port}"):
+            request = b"%bContent-Length: %d\r\n\r\n%b" % (endpoint.head, len(body), body)
+            return await self._pool.ask(origin, request)
+        return await self._ask_through(proxy, endpoint, body)
+
+    async def _ask_through(self, proxy: str, endpoint: Endpoint, body: bytes) -> Answer:
         if proxy not in self._clients:
+            url = proxy if "://" in proxy else f"http://{proxy}"
             unlimited = httpx2.Limits(max_connections=None)
-            self._clients[proxy] = httpx2.AsyncHTTPTransport(proxy=httpx2.Proxy(proxy), limits=unlimited)
-        timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT).as_dict()
-        request = httpx2.Request(
-            "POST", endpoint.url, headers=endpoint.headers, content=body, extensions={"timeout": timeout}
-        )
+            self._clients[proxy] = httpx2.AsyncHTTPTransport(proxy=httpx2.Proxy(url), limits=unlimited)
+        timeout = {"timeout": httpx2.Timeout(None, connect=CONNECT_TIMEOUT).as_dict()}
+        request = httpx2.Request("POST", endpoint.url, headers=endpoint.headers, content=body, extensions=timeout)
         return _Proxied(await self._clients[proxy].handle_async_request(request))
-
-
-class _Recorder(httpx2.BaseTransport):
-    """Stands in for the network, and remembers what an SDK sends there."""
-
-    request: httpx2.Request
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.request = request
-        return httpx2.Response(HTTPStatus.OK, headers={"Content-Type": "text/event-stream"})
-
-
-def _endpoint(request: httpx2.Request, *, keep: bool) -> Endpoint:
-    own = {b"content-length", b"transfer-encoding", b"connection"}
-    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in own]
-    headers.append((b"Connection", b"keep-alive" if keep else b"close"))
-    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    url = request.url
-    port = url.port or (443 if url.scheme == "https" else 80)
-    keys = [value.removeprefix(b"Bearer ").decode("latin-1") for name, value in headers if name.lower() in KEY_HEADERS]
-    return Endpoint(
-        url=url,
-        headers=headers,
-        origin=Origin(url.scheme == "https", url.raw_host.decode(), port, keep),
-        head=b"%b %b HTTP/1.1\r\n%b" % (request.method.encode(), url.raw_path, lines),
-        secrets=tuple(keys),
-    )
 
 
 def _encode(body: dict[str, Any]) -> bytes:

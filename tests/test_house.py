@@ -21,6 +21,7 @@ ALLOWED = {
 # What providers share, beside the package itself; not providers.
 SHARED = {
     "providers.connection",
+    "providers.endpoint",
     "providers.langchain_messages",
     "providers.plain",
     "providers.pool",
@@ -32,7 +33,7 @@ OWNERS = {
     "aiohappyeyeballs": {"providers.connection"},
     "anthropic": {"providers.anthropic"},
     "httptools": {"providers.connection"},
-    "httpx2": {"providers.http"},
+    "httpx2": {"providers.endpoint", "providers.http"},
     "itsdangerous": {"wires.resource"},
     "langchain_core": {"providers.langchain", "providers.langchain_messages", "providers.runnables"},
     "langgraph": {"providers.langgraph"},

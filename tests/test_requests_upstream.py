@@ -459,6 +459,20 @@ def test_the_vendor_gets_its_own_key_and_our_headers(relay: Service, upstream: U
     assert "cookie" not in exchange.headers
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\nX-Other: header"])
+@each_dialect
+def test_a_key_with_a_line_break_goes_nowhere(
+    start_service: Start, upstream: Upstream, dialect: Dialect, ends: str
+) -> None:
+    vendor = "ANTHROPIC" if dialect is ANTHROPIC else "OPENAI"
+    service = start_service(**{**environ(upstream), f"{vendor}_API_KEY": f"sk-mounted{ends}"})
+    with post(service.port, f"/{dialect.provider}/stream", message="Hi") as client:
+        name, data = told(client)[-1]
+    assert (name, data["code"], "line break" in data["error"]) == ("error", "upstream_auth", True)
+    assert upstream.exchanges.empty()
+    assert "sk-mounted" not in service.log + str(client.body)
+
+
 VENDORS_OWN = {
     "OPENAI_ORG_ID": "org-of-ours",
     "OPENAI_PROJECT_ID": "proj-of-ours",
