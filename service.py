@@ -5,7 +5,6 @@ put together; what each does is in wires/, providers/ and streaming/.
 """
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -29,6 +28,7 @@ from starlette.websockets import WebSocket
 
 from providers.registry import Providers
 from streaming.errors import Fault, RequestError, SettingsError
+from streaming.garbage import Collector
 from streaming.logs import keep_prompts_out
 from streaming.run import Candidate, Limits, Run
 from streaming.runs import Runs
@@ -61,7 +61,8 @@ class Service:
     def __init__(self, settings: Settings, providers: Providers) -> None:
         self.settings = settings
         self.providers = providers
-        self.runs = Runs(settings.keep, settings.keep_bytes)
+        self.garbage = Collector(is_quiet=lambda: not len(self.runs))
+        self.runs = Runs(settings.keep, settings.keep_bytes, self.garbage.look)
         self.links = Links(settings.url_secret, settings.keep)
         self.longest = Limits(
             settings.run_timeout,
@@ -227,6 +228,7 @@ class Service:
             await asyncio.wait((warming,))
             await self.runs.close()
             await self.providers.close()
+            self.garbage.close()
 
     def _drain_on_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the runs at the signal that ends the process, so that each viewer gets its terminal event.
@@ -240,8 +242,7 @@ class Service:
 
     async def _warm(self) -> None:
         await self.providers.warm()
-        # The SDKs' several 100,000 objects are here to stay; walking them would halt every stream for 0.1 s and more.
-        gc.freeze()
+        self.garbage.settle()
 
 
 def _raise_open_files() -> None:

@@ -241,8 +241,9 @@ class Pool:
             addresses = await self._look_up(origin.host, origin.port)
             try:
                 plug = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, interleave=1)
-            except RuntimeError as exc:  # uvloop's word for a connection that is gone
-                raise ConnectionBroken("the connection was lost") from exc
+            except (OSError, RuntimeError) as exc:  # uvloop's word for a connection that is gone is RuntimeError
+                self._addresses.pop((origin.host, origin.port), None)
+                raise ConnectionBroken("there is no way there") from exc
             _, connection = await loop.create_connection(  # which owns the socket now
                 lambda: Connection(park if origin.keep_alive else None),
                 sock=plug,

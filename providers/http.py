@@ -133,7 +133,10 @@ class Upstreams:
                     yield batch
                 if fault:
                     fault.text = scrub(fault.text, endpoint.secrets)
-                    raise fault
+                    try:
+                        raise fault
+                    finally:
+                        del fault  # whose traceback holds this frame, which would hold it
                 if translation.over:
                     await _drain(answer)
                     return

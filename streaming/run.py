@@ -164,12 +164,11 @@ class Run:
 
     async def _generate(self, candidate: Candidate) -> None:
         try:
-            ending: Finish | Fault = await self._ask(candidate)
+            finish = await self._ask(candidate)
+            self._ending = self._ending or finish
         except Exception as exc:
-            if self._ending is not None:
-                return  # that it comes to pieces while it is being cancelled concerns nobody
-            ending = _fault(self.id, exc)
-        self._ending = self._ending or ending
+            if self._ending is None:  # else that it comes to pieces while it is being cancelled concerns nobody
+                self._ending = _fault(self.id, exc)
 
     async def _ask(self, candidate: Candidate) -> Finish:
         try:

@@ -8,6 +8,7 @@ What becomes of one run is streaming/run.py's business.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from .errors import RequestError, ServiceError
 from .run import Candidate, Limits, Run
@@ -20,9 +21,11 @@ class Runs:
     """The runs of this process: those that go on, and those that are over and kept for whoever comes back.
 
     A run that is over is kept for `keep` seconds, and all of them in at most `keep_bytes`; the oldest go first.
+    `on_quiet` is called whenever the last of those that go on has ended.
     """
 
-    def __init__(self, keep: float, keep_bytes: int) -> None:
+    def __init__(self, keep: float, keep_bytes: int, on_quiet: Callable[[], object] = lambda: None) -> None:
+        self._on_quiet = on_quiet
         self._keep = keep
         self._keep_bytes = keep_bytes
         self._runs: dict[str, Run] = {}
@@ -78,6 +81,8 @@ class Runs:
 
     def _retire(self, run: Run) -> None:
         self._active.discard(run)
+        if not self._active:
+            self._on_quiet()
         if _weight(run) > self._keep_bytes:  # it would drive out all others, and then go itself
             self._forget(run)
             return

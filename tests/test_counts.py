@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -60,6 +61,13 @@ class Bench:
     def __init__(self, port: int, listener: socket.socket) -> None:
         self._port = port
         self._listener = listener
+        self._tasks = 0
+
+    async def rest(self) -> None:
+        """Return when there are no more tasks than without a stream."""
+        while self._tasks and len(asyncio.all_tasks()) > self._tasks:
+            await asyncio.sleep(0)
+        self._tasks = len(asyncio.all_tasks())
 
     async def open(self, dialect: Dialect) -> Stream:
         """Open a stream, and bring its first token through."""
@@ -99,7 +107,9 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
             await asyncio.sleep(0)
         for dialect in DIALECTS:  # what the SDKs take is another matter
             await service_of(app).providers.load(dialect.provider)
-        yield Bench(server.servers[0].sockets[0].getsockname()[1], listener)
+        service = Bench(server.servers[0].sockets[0].getsockname()[1], listener)
+        await service.rest()
+        yield service
         server.should_exit = True
         await serving
 
@@ -126,6 +136,37 @@ def test_an_open_stream_is_three_tasks_and_few_blocks_of_memory(
     tasks, blocks = run(test())
     assert tasks == TASKS * STREAMS
     assert blocks <= BLOCKS * STREAMS, blocks / STREAMS
+
+
+@each_dialect
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_stream_leaves_nothing_to_the_garbage_collector(
+    dialect: Dialect, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    """Else its walks would have to be long and often, and each halts all streams. asyncio's own sockets are a cycle."""
+
+    async def test() -> list[object]:
+        async with bench(monkeypatch) as service:
+            for count in (2, 2):
+                gc.collect()
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.garbage.clear()
+                for _ in range(count):
+                    stream = await service.open(dialect)
+                    if not cut:
+                        stream.upstream.sendall(b"".join(map(chunk, dialect.ending)) + b"0\r\n\r\n")
+                        await stream.read(until=b"\r\n0\r\n\r\n")
+                    stream.close()
+                    await service.rest()
+            gc.collect()
+            return [one for one in gc.garbage if isinstance(one, Exception | types.FrameType | types.FunctionType)]
+
+    try:
+        left = run(test())
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert left == []
 
 
 @each_dialect

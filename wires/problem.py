@@ -83,3 +83,5 @@ class Problems:
             if started or scope["type"] != "http":
                 return
             await problem(ServiceError("internal", "Something went wrong in the service."))(scope, receive, send)
+        finally:
+            del scope[SERVER_SEND]  # which holds the server's request, which holds the scope

@@ -90,10 +90,12 @@ class Viewer:
                 self._task.cancel()
                 if not self._task.done():
                     await asyncio.wait([self._task])
+        task = self._task
+        del self._task  # whose exception holds its frames, which hold us
         if self._stalled:
             let_go(receive, self._run.id, self._send_timeout)
-        elif not self._task.cancelled():
-            self._task.result()
+        elif not task.cancelled():
+            task.result()
 
     async def _send(self, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
