@@ -49,7 +49,18 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("status", "headers", "whole", "expiry", "_park", "_transport", "_parser", "_unread", "_unread_bytes"),
+        *(
+            "status",
+            "headers",
+            "whole",
+            "expiry",
+            "_park",
+            "_loop",
+            "_transport",
+            "_parser",
+            "_unread",
+            "_unread_bytes",
+        ),
         *("_waiter", "_head_bytes", "_headed", "_framed", "_keeps", "_broken"),
     )
 
@@ -91,14 +102,14 @@ class Connection(asyncio.Protocol):
         self._reset()
         self._transport.write(request)
         while not self._headed:
-            await self._wait()
+            await self._more()
 
     async def read(self) -> bytes:
         """Return what has come of the answer's body, as soon as there is something; b"" at its end. Raises OSError."""
         while not self._unread:
             if self.whole:
                 return b""
-            await self._wait()
+            await self._more()
         data = self._unread[0] if len(self._unread) == 1 else b"".join(self._unread)
         self._unread.clear()
         if self._unread_bytes > MAX_UNREAD:
@@ -118,14 +129,12 @@ class Connection(asyncio.Protocol):
         self._broken = self._broken or why
         self._transport.abort()
 
-    async def _wait(self) -> None:
+    def _more(self) -> asyncio.Future[None]:
+        """Return what is done when more has come. Raises ConnectionBroken where no more will."""
         if self._broken is not None:
             raise ConnectionBroken(self._broken)
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        self._waiter = self._loop.create_future()
+        return self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -135,6 +144,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._loop = asyncio.get_running_loop()
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -37,7 +37,19 @@ class EventLog:
     """The retained events of one run, whose id is `run_id`. Belongs to one event loop; not for threads."""
 
     __slots__ = (
-        *("size", "deltas", "characters", "closed", "_run_id", "_entries", "_heads", "_last", "_waiting", "_shared"),
+        *(
+            "size",
+            "deltas",
+            "characters",
+            "closed",
+            "_run_id",
+            "_entries",
+            "_heads",
+            "_last",
+            "_loop",
+            "_waiting",
+            "_shared",
+        ),
         "__weakref__",
     )
 
@@ -50,6 +62,7 @@ class EventLog:
         self._entries: list[Event | str] = []
         self._heads: list[int] = []  # where an entry is an event; what follows until the next one goes on with its text
         self._last: Delta | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._shared: dict[Encode, tuple[int, int, bytes]] = {}
 
@@ -171,7 +184,9 @@ class Cursor:
             if self._reach() < len(log):
                 await asyncio.sleep(0)
             return
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        if log._loop is None:  # asked once: Python 3.11 makes a system call of it
+            log._loop = asyncio.get_running_loop()
+        waiter = self._waiter = log._loop.create_future()
         log._waiting[waiter] = None
         try:
             await waiter
