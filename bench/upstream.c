@@ -35,7 +35,7 @@
 
 enum kind { CHAT, RESPONSES, MESSAGES };
 struct conn {
-    int fd, open_index;
+    int fd, place; /* in `flowing`, -1: not there */
     int streaming; /* a scripted answer is on its way */
     int finished;  /* all of it is in `out` */
     int blocked;   /* the socket is full: epoll says when to go on */
@@ -47,8 +47,8 @@ struct conn {
     long n, sent, cut, stall, first_remainder;
     uint64_t step, due, last_mark;
 };
-static struct conn **open_list;
-static int open_n, open_cap, ep;
+static struct conn **flowing; /* those that have tokens to come; others cost nothing, however many they are */
+static int flowing_n, flowing_cap, ep;
 static uint64_t last_abort;
 static long started, completed, aborted, dropped, tokens;
 
@@ -81,14 +81,29 @@ static void watch(struct conn *c, int operation, int blocked) {
     epoll_ctl(ep, operation, c->fd, &e);
 }
 
+static void join(struct conn *c) {
+    if (flowing_n == flowing_cap) {
+        flowing_cap = flowing_cap ? flowing_cap * 2 : 64;
+        flowing = realloc(flowing, flowing_cap * sizeof *flowing);
+    }
+    c->place = flowing_n;
+    flowing[flowing_n++] = c;
+}
+
+static void leave(struct conn *c) {
+    if (c->place < 0) return;
+    flowing[c->place] = flowing[--flowing_n];
+    flowing[c->place]->place = c->place;
+    c->place = -1;
+}
+
 static void destroy(struct conn *c) {
     if (c->streaming && !c->finished) {
         aborted++;
         last_abort = now_ns();
     }
     close(c->fd);
-    open_list[c->open_index] = open_list[--open_n];
-    open_list[c->open_index]->open_index = c->open_index;
+    leave(c);
     free(c->in);
     free(c->out);
     free(c);
@@ -218,12 +233,17 @@ static void produce(struct conn *c) {
     if (c->sent >= c->n && !is_over(c, c->cut) && !is_over(c, c->stall)) closing(c);
 }
 
-/* One turn over all open streams; returns when the next token is due. */
+/* One turn over all streams that flow; returns when the next token is due. */
 static uint64_t pace(uint64_t t) {
     uint64_t next = t + 1000000000ull;
-    for (int i = 0; i < open_n; i++) {
-        struct conn *c = open_list[i];
-        if (!c->streaming || c->finished || c->blocked || is_over(c, c->stall)) continue;
+    for (int i = 0; i < flowing_n; i++) {
+        struct conn *c = flowing[i];
+        if (c->finished || is_over(c, c->stall)) {
+            leave(c);
+            i--;
+            continue;
+        }
+        if (c->blocked) continue;
         if (t >= c->due) {
             produce(c);
             if (!flush(c)) {
@@ -304,6 +324,8 @@ static void answer_post(struct conn *c, const char *path, char *body, char *end)
     c->streaming = 1;
     started++;
     opening(c);
+    leave(c); /* after an answer that has just ended it may still be there */
+    join(c);
 }
 
 /* Answers one whole request from `in`; returns 0 if there is none yet. */
@@ -353,12 +375,7 @@ static void accept_all(int listener) {
         c->fd = fd;
         c->in_cap = 8192;
         c->in = malloc(c->in_cap + 1);
-        if (open_n == open_cap) {
-            open_cap = open_cap ? open_cap * 2 : 64;
-            open_list = realloc(open_list, open_cap * sizeof *open_list);
-        }
-        c->open_index = open_n;
-        open_list[open_n++] = c;
+        c->place = -1;
         watch(c, EPOLL_CTL_ADD, 0);
     }
 }

@@ -150,24 +150,21 @@ class Translation:
             self._usage = _usage(chunk.usage)
             items.append(self._usage)
         for choice in chunk.choices or ():
-            if choice.delta is not None:
-                self._say(choice.delta, items)
+            if (delta := choice.delta) is not None:
+                if delta.content:
+                    items.append(Token(delta.content))
+                if text := delta.reasoning_content or delta.reasoning:
+                    items.append(Reasoning(text))
+                if delta.refusal:
+                    items.append(Token(delta.refusal))
+                if delta.tool_calls:
+                    items += map(self._calls.add, delta.tool_calls)
             if choice.finish_reason:
                 items += self._finish(choice.finish_reason)
         return items
 
     def eof(self) -> list[Item]:
         return [Finish(self._reason, self._usage, self._model)] if self._reason else []
-
-    def _say(self, delta: _Delta, items: list[Item]) -> None:
-        if text := delta.content:
-            items.append(Token(text))
-        if text := delta.reasoning_content or delta.reasoning:
-            items.append(Reasoning(text))
-        if text := delta.refusal:
-            items.append(Token(text))
-        if delta.tool_calls:
-            items += map(self._calls.add, delta.tool_calls)
 
     def _finish(self, reason: str) -> list[ToolCall]:
         if reason == "error":  # OpenRouter's way to say that its upstream failed

@@ -58,7 +58,7 @@ class Delta(Event, frozen=True):
 
     def going_on(self, text: str) -> "Delta":
         """Return a delta of `text` that follows this one."""
-        return self.joined(text)
+        raise NotImplementedError
 
 
 class Start(Event, frozen=True):
@@ -88,6 +88,8 @@ class Token(Delta, frozen=True):
     def joined(self, text: str) -> "Token":
         return Token(text, self.node, self.ns)
 
+    going_on = joined
+
 
 class Reasoning(Delta, frozen=True):
     name = "reasoning"
@@ -104,6 +106,8 @@ class Reasoning(Delta, frozen=True):
 
     def joined(self, text: str) -> "Reasoning":
         return Reasoning(text, self.node, self.ns)
+
+    going_on = joined
 
 
 class ToolCallDelta(Delta, frozen=True):

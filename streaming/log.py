@@ -175,13 +175,13 @@ class Cursor:
     @property
     def ended(self) -> bool:
         """Whether nothing will ever follow."""
-        return self._log.ended(self.after)
+        return self._log.closed and self.after >= len(self._log._entries)
 
     async def wait(self) -> None:
         """Return once something follows, the log is closed or `wake` is called. Who is far behind takes turns."""
         log = self._log
         if len(log._entries) > self.after or log.closed:
-            if self._reach() < len(log):
+            if self._end_of_turn() < len(log._entries):
                 await asyncio.sleep(0)
             return
         if log._loop is None:  # asked once: Python 3.11 makes a system call of it
@@ -201,16 +201,16 @@ class Cursor:
 
     def take(self) -> list[Numbered]:
         """Return what follows and is ready, merged, and move on behind it."""
-        after, self.after = self.after, self._reach()
+        after, self.after = self.after, self._end_of_turn()
         return self._log.merged(after, self.after)
 
     def take_encoded(self, encode: Encode) -> bytes:
         """Return what `take` does, encoded: `encode` gets the run's id, an event's number and the event."""
-        after, self.after = self.after, self._reach()
+        after, self.after = self.after, self._end_of_turn()
         return self._log.encoded(after, self.after, encode) if self.after > after else b""
 
-    def _reach(self) -> int:
-        """Return where what can be taken in one turn ends: all that is ready, but what would hold up the others."""
+    def _end_of_turn(self) -> int:
+        """Return where what can be taken at once ends: all that is ready, but what would hold up the others."""
         log, end = self._log, len(self._log._entries)
         if end - self.after > 1000 and end - self.after > (most := TURN * end // log.size):
             return self.after + max(most, 1)
