@@ -177,27 +177,46 @@ class Cursor:
         """Whether nothing will ever follow."""
         return self._log.closed and self.after >= len(self._log._entries)
 
-    async def wait(self) -> None:
-        """Return once something follows, the log is closed or `wake` is called. Who is far behind takes turns."""
+    def more(self) -> asyncio.Future[None] | None:
+        """Return what is done once something follows, the log is closed or `wake` is called; None where that is so.
+
+        Who stops waiting before calls `leave`. `wait` is all of this in one.
+        """
         log = self._log
         if len(log._entries) > self.after or log.closed:
-            if self._end_of_turn() < len(log._entries):
-                await asyncio.sleep(0)
-            return
+            return None
         if log._loop is None:  # asked once: Python 3.11 makes a system call of it
             log._loop = asyncio.get_running_loop()
         waiter = self._waiter = log._loop.create_future()
         log._waiting[waiter] = None
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            log._waiting.pop(waiter, None)
+        return waiter
 
     def wake(self) -> None:
         """Let who waits go on, though nothing has followed."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+            self.leave()
+
+    def leave(self) -> None:
+        if self._waiter is not None:
+            self._log._waiting.pop(self._waiter, None)
+            self._waiter = None
+
+    async def wait(self) -> None:
+        """Return once something follows, the log is closed or `wake` is called. Who is far behind takes turns."""
+        if (more := self.more()) is None:
+            if self.is_far_behind:
+                await asyncio.sleep(0)
+            return
+        try:
+            await more
+        finally:
+            self.leave()
+
+    @property
+    def is_far_behind(self) -> bool:
+        """Whether more is ready than can be taken at once."""
+        return self._end_of_turn() < len(self._log._entries)
 
     def take(self) -> list[Numbered]:
         """Return what follows and is ready, merged, and move on behind it."""

@@ -37,7 +37,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_run_bytes: Annotated[Bytes, Doc(description="largest answer kept, bytes; past it the run ends")] = 16 * 2**20
     max_body_bytes: Annotated[Bytes, Doc(description="largest request body, bytes")] = 16 * 2**20
     ping_interval: Annotated[
-        float, Meta(ge=0, le=WEEK), Doc(description="seconds of silence after which an open stream gets a ping, 0 for none")
+        float,
+        Meta(ge=0, le=WEEK),
+        Doc(description="seconds of silence after which an open stream gets a ping, 0 for none"),
     ] = 15.0
     send_timeout: Annotated[Seconds, Doc(description="a viewer that takes nothing for so long is let go, seconds")] = (
         60.0

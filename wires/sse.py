@@ -27,7 +27,7 @@ class EventStream(EventSourceResponse):
     """Carries a viewer's run as server-sent events."""
 
     def __init__(self, viewer: Viewer) -> None:
-        super().__init__(viewer)
+        super().__init__(content=iter(()))  # the viewer has it
         self._viewer = viewer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -31,11 +31,11 @@ class Viewer:
     """Follows `run` from what comes after event `after`. `begin` is called once it counts as a viewer of the run.
 
     It gets a ping when nothing was sent for `ping_interval` seconds (0: never), and is let go where it takes nothing
-    for `send_timeout` seconds. Iterating it yields what is ready in one piece each, until nothing will follow.
+    for `send_timeout` seconds.
     """
 
     __slots__ = (
-        *("_run", "_begin", "_form", "_cursor", "_opening", "_ping_interval", "_send_timeout"),
+        *("_run", "_begin", "_form", "_cursor", "_ping_interval", "_send_timeout"),
         *("_now", "_call_at", "_clock", "_task", "_since", "_sending", "_stalled"),
     )
 
@@ -53,25 +53,11 @@ class Viewer:
         self._begin = begin
         self._form = form
         self._cursor = Cursor(run.log, after)
-        self._opening = form.opening
         self._ping_interval = ping_interval
         self._send_timeout = send_timeout
         self._since = 0.0  # when what is being sent was begun, or the last was sent
         self._sending = False
         self._stalled = False
-
-    def __aiter__(self) -> "Viewer":
-        return self
-
-    async def __anext__(self) -> bytes:
-        cursor, form = self._cursor, self._form
-        if cursor.ended:
-            raise StopAsyncIteration
-        await cursor.wait()
-        piece = cursor.take_encoded(form.encode) or form.ping
-        if self._opening:
-            piece, self._opening = self._opening + piece, b""
-        return piece
 
     async def serve(self, headers: list[tuple[bytes, bytes]], scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, to its end or the viewer's."""
@@ -100,13 +86,23 @@ class Viewer:
     async def _send(self, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sending = False
-        async for piece in self:
-            self._since, self._sending = self._now(), True
-            try:
-                await server_send({"type": "http.response.body", "body": piece, "more_body": True})
-            except GONE:
-                return
-            self._sending = False
+        cursor, form, opening = self._cursor, self._form, self._form.opening
+        try:
+            while not cursor.ended:
+                if (more := cursor.more()) is not None:
+                    await more
+                elif cursor.is_far_behind:
+                    await asyncio.sleep(0)
+                piece = opening + cursor.take_encoded(form.encode) or form.ping
+                opening = b""
+                self._since, self._sending = self._now(), True
+                try:
+                    await server_send({"type": "http.response.body", "body": piece, "more_body": True})
+                except GONE:
+                    return
+                self._sending = False
+        finally:
+            cursor.leave()
         self._since, self._sending = self._now(), True
         await send({"type": "http.response.body", "body": b"", "more_body": False})  # waits until the rest was taken
 
