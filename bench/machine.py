@@ -18,7 +18,7 @@ from relays import ROOT, nginx
 
 LIBRARIES = (
     *("starlette", "sse-starlette", "uvicorn", "uvloop", "httptools", "msgspec"),
-    *("openai", "anthropic", "aiohttp", "httpx2", "pydantic", "langchain-core", "langgraph"),
+    *("openai", "anthropic", "httpx2", "pydantic", "langchain-core", "langgraph"),
 )
 SPARE_FILES = 200
 OPEN_FILES = 20_000 + SPARE_FILES  # for 10,000 streams: a relay holds two ends of each

@@ -82,7 +82,7 @@ def footnotes(found: Results) -> Iterator[str]:
     about, libraries = found["machine"], found["machine"]["libraries"]
     if any(is_saturated(found, wire, relay, key) for key, _, _ in PANELS for wire in WIRES for relay, _ in RELAYS):
         yield "* saturated: a core is not enough for the load; tokens wait and come in lumps, which are cheaper each"
-    named = ("uvicorn", "starlette", "sse-starlette", "openai", "anthropic", "aiohttp")
+    named = ("uvicorn", "starlette", "sse-starlette", "openai", "anthropic")
     versions = [f"{name} {libraries[name]}" for name in named if name in libraries]
     machine = f"{about['cores']} cores, {about['cpu']}, Python {about['python']}"
     yield ", ".join([machine, *versions, f"nginx {about['nginx']}"])

@@ -91,6 +91,8 @@ class Connection(asyncio.Protocol):
         """Whether an idle connection has ended, or is about to: what it has to say unasked is nothing else."""
         if self._broken is not None or self._transport.is_closing():
             return True
+        if not hasattr(select, "poll"):
+            return False  # Windows
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poll.poll(0))
