@@ -20,6 +20,9 @@ def full_walks() -> Iterator[list[int]]:
             walks.append(info["generation"])
 
     thresholds = gc.get_threshold()
+    gc.freeze()  # what other tests have left
+    gc.collect()
+    gc.set_threshold(700, 10, 10)  # Python's own
     gc.callbacks.append(walked)
     yield walks
     gc.callbacks.remove(walked)
