@@ -171,7 +171,8 @@ class Worker:
         finally:
             channel.leave()
             stop()
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            with suppress(RuntimeError):  # the worker is closed, and its tasks with it
+                loop.call_soon_threadsafe(lambda: tasks[0].cancel())
             await asyncio.wait((channel.over,), timeout=CLOSE_TIMEOUT)
 
     async def stream_blocking(
