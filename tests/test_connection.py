@@ -599,10 +599,9 @@ def test_an_upstream_that_floods_is_stopped_until_it_is_read(run: Run[None], tls
         async with upstream(tls=tls) as server:
             connection, peer = await server.exchange(OK + b"Content-Length: %d\r\n\r\n" % flood)
             pouring = asyncio.create_task(pour(peer))
-            still, before = 0, -1
-            while still < 50:  # turns of the loop in which nothing moved
-                still, before = (still + 1 if sent == before else 0), sent
-                await asyncio.sleep(0.001)
+            waits = peer.writer.transport.get_write_buffer_size
+            while not pouring.done() and (connection._transport.is_reading() or not waits()):
+                await asyncio.sleep(0)
             assert sent < flood / 2, "its writes do not wait"
             first = await connection.read()
             assert MAX_UNREAD < len(first) <= 4 * MAX_UNREAD
