@@ -5,13 +5,14 @@ An event does not know its id: that is its place in the event log (`<run_id>-<se
 left out of the JSON. Not here: how events travel (wires/) and what a vendor calls them (providers/).
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "interrupt"]
 
 
+@final
 class Usage(Struct, frozen=True):
     """Tokens in and out, as the upstream counted them; `estimated` where we had to (characters over four)."""
 
@@ -22,6 +23,7 @@ class Usage(Struct, frozen=True):
     estimated: bool | UnsetType = UNSET
 
 
+@final
 class Finish(Struct, frozen=True):
     """A provider's last word: the answer is whole. The run makes `done` of it; clients never see this one."""
 
@@ -31,26 +33,26 @@ class Finish(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True):
-    """What a client gets."""
+    """What a client gets. Only deltas have `text`, and follow one another."""
 
     name: ClassVar[str]
+
+    @property
+    def text(self) -> str:
+        return ""
+
+    def follows(self, other: "Event") -> bool:
+        """Whether it goes on where `other` left off, and differs from it in nothing but its text."""
+        return False
 
 
 class Delta(Event, frozen=True):
     """A fragment of content. One that `follows` another says with it the same as one delta of their joined text."""
 
     @property
-    def text(self) -> str:
-        raise NotImplementedError
-
-    @property
     def is_empty(self) -> bool:
         """Whether it says nothing: no content, then, and no sign of life."""
         return not self.text
-
-    def follows(self, other: "Delta") -> bool:
-        """Whether it goes on where `other` left off, and differs from it in nothing but its text."""
-        raise NotImplementedError
 
     def joined(self, text: str) -> "Delta":
         """Return this delta with `text` in place of its own."""
@@ -74,15 +76,11 @@ class Start(Event, frozen=True):
 
 class Token(Delta, frozen=True):
     name = "token"
-    token: str
+    text: str = field(name="token")
     node: str | UnsetType = UNSET
     ns: tuple[str, ...] | UnsetType = UNSET
 
-    @property
-    def text(self) -> str:
-        return self.token
-
-    def follows(self, other: Delta) -> bool:
+    def follows(self, other: Event) -> bool:
         return isinstance(other, Token) and self.node == other.node and self.ns == other.ns
 
     def joined(self, text: str) -> "Token":
@@ -93,15 +91,11 @@ class Token(Delta, frozen=True):
 
 class Reasoning(Delta, frozen=True):
     name = "reasoning"
-    reasoning: str
+    text: str = field(name="reasoning")
     node: str | UnsetType = UNSET
     ns: tuple[str, ...] | UnsetType = UNSET
 
-    @property
-    def text(self) -> str:
-        return self.reasoning
-
-    def follows(self, other: Delta) -> bool:
+    def follows(self, other: Event) -> bool:
         return isinstance(other, Reasoning) and self.node == other.node and self.ns == other.ns
 
     def joined(self, text: str) -> "Reasoning":
@@ -111,25 +105,21 @@ class Reasoning(Delta, frozen=True):
 
 
 class ToolCallDelta(Delta, frozen=True):
-    """A tool call as it streams: `id` and `tool` stand on the first delta of an `index`, `args_delta` on each."""
+    """A tool call as it streams: `id` and `tool` stand on the first delta of an `index`, a text on each."""
 
     name = "tool_call_delta"
     index: int
-    args_delta: str = ""
+    text: str = field(default="", name="args_delta")
     id: str | UnsetType = UNSET
     tool: str | UnsetType = UNSET
     node: str | UnsetType = UNSET
     ns: tuple[str, ...] | UnsetType = UNSET
 
     @property
-    def text(self) -> str:
-        return self.args_delta
-
-    @property
     def is_empty(self) -> bool:
-        return not self.args_delta and self.id is UNSET
+        return not self.text and self.id is UNSET
 
-    def follows(self, other: Delta) -> bool:
+    def follows(self, other: Event) -> bool:
         return (
             isinstance(other, ToolCallDelta)
             and self.id is UNSET  # one that names its call opens a new one
@@ -260,3 +250,6 @@ class Cancelled(Terminal, frozen=True, kw_only=True):
     done: Literal[True] = True
     reason: Literal["disconnected", "requested", "draining"]
     usage: Usage
+
+
+TERMINAL = frozenset(Terminal.__subclasses__())

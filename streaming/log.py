@@ -17,7 +17,7 @@ It does not know what events mean, but that a Terminal is the last.
 import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import cast
+from typing import Any
 
 import msgspec
 
@@ -59,7 +59,7 @@ class EventLog:
         self.characters = 0  # of the deltas' text
         self.closed = False
         self._run_id = run_id.encode()
-        self._entries: list[Event | str] = []
+        self._entries: list[Any] = []  # an Event, or the text of a delta that goes on
         self._heads: list[int] = []  # where an entry is an event; what follows until the next one goes on with its text
         self._last: Delta | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,26 +76,32 @@ class EventLog:
         """
         if self.closed:
             raise RuntimeError("append to a closed event log")
-        entries, before = self._entries, len(self._entries)
+        entries, last, before = self._entries, self._last, len(self._entries)
         for event in events:
-            if not isinstance(event, Delta):
-                self._last = None
-                self.size += size_of(event)
-            elif (text := event.text) or not event.is_empty:
-                self.deltas += 1
-                self.characters += len(text)
-                self.size += EVENT_OVERHEAD + (len(text) if text.isascii() else _utf8(text))
-                if self._last is not None and event.follows(self._last):
-                    entries.append(text)
+            text = event.text
+            if last is not None and event.follows(last):
+                if not text:
                     continue
-                self._last = event
+                entries.append(text)
             else:
-                continue
-            self._heads.append(len(entries))
-            entries.append(event)
+                if not isinstance(event, Delta):
+                    last = None
+                    self.size += size_of(event)
+                elif event.is_empty:
+                    continue
+                else:
+                    last = event
+                self._heads.append(len(entries))
+                entries.append(event)
+                if last is None:
+                    continue
+            self.deltas += 1
+            self.characters += len(text)
+            self.size += EVENT_OVERHEAD + (len(text) if text.isascii() else _utf8(text))
+        self._last = last
         if len(entries) == before:
             return False
-        if isinstance(events[-1], Terminal):
+        if last is None and isinstance(entries[-1], Terminal):
             self.closed = True
             self._shared.clear()
         waiting, self._waiting = self._waiting, {}
@@ -116,12 +122,11 @@ class EventLog:
         while after < end:
             head = heads[place - 1]
             last = heads[place] if place < len(heads) and heads[place] < end else end
-            event = cast(Event, entries[head])
+            event = entries[head]
             if after > head:
-                event = cast(Delta, event).going_on("".join(cast(list[str], entries[after:last])))
+                event = event.going_on("".join(entries[after:last]))
             elif last > head + 1:
-                delta = cast(Delta, event)
-                event = delta.joined(delta.text + "".join(cast(list[str], entries[head + 1 : last])))
+                event = event.joined(event.text + "".join(entries[head + 1 : last]))
             found.append((last, event))
             after, place = last, place + 1
         return found
@@ -140,10 +145,10 @@ class EventLog:
     def read(self, after: int) -> list[Event]:
         """Return the events numbered `after + 1` and on, each as it was appended."""
         found: list[Event] = []
-        head = self._entries[self._heads[bisect_right(self._heads, after) - 1]] if after < len(self) else None
+        head: Any = self._entries[self._heads[bisect_right(self._heads, after) - 1]] if after < len(self) else None
         for entry in self._entries[after:]:
             if isinstance(entry, str):
-                found.append(cast(Delta, head).going_on(entry))
+                found.append(head.going_on(entry))
             else:
                 found.append(entry)
                 head = entry

@@ -123,7 +123,7 @@ def test_every_terminal_event_says_done_so_that_a_reader_of_data_alone_can_stop(
 
 def test_an_event_cannot_be_changed_once_it_is_said() -> None:
     with pytest.raises(AttributeError, match="immutable type: 'Token'"):
-        Token("a").token = "b"  # type: ignore[misc]  # what the test is about
+        Token("a").text = "b"  # type: ignore[misc]  # what the test is about
 
 
 def test_adjacent_deltas_become_one_with_the_number_of_the_last() -> None:

@@ -426,7 +426,7 @@ def test_however_calls_are_mixed_each_gets_its_own_pieces(pieces: list[tuple[str
     deltas = [event for event in events if isinstance(event, ToolCallDelta)]
     calls = [event for event in events if isinstance(event, ToolCall)]
     ids = {event.index: event.id for event in deltas if event.id is not UNSET}
-    texts = {ids[index]: "".join(event.args_delta for event in deltas if event.index == index) for index in ids}
+    texts = {ids[index]: "".join(event.text for event in deltas if event.index == index) for index in ids}
     assert texts == {
         f"{message}/{index}": "".join(args for *where, args in pieces if where == [message, index])
         for message, index in begun

@@ -245,7 +245,7 @@ def test_viewers_at_different_positions_get_the_same_text(batches: list[list[str
     async def text(log: EventLog, turns: int = 0) -> str:
         parts = []
         async for batch in follow(log, 0):
-            parts += [event.token for _, event in batch if isinstance(event, Token)]
+            parts += [event.text for _, event in batch if isinstance(event, Token)]
             for _ in range(turns):
                 await asyncio.sleep(0)
         return "".join(parts)
@@ -282,7 +282,7 @@ def test_a_viewer_far_behind_takes_turns_with_the_others() -> None:
         text = ""
         async for batch in follow(log, 0):
             after.append(turns)
-            text += "".join(event.token for _, event in batch if isinstance(event, Token))
+            text += "".join(event.text for _, event in batch if isinstance(event, Token))
         other.cancel()
         return text, len(after), after
 

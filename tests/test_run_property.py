@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
-from msgspec import UNSET
-from msgspec.structs import asdict, replace
+from msgspec import UNSET, to_builtins
+from msgspec.structs import replace
 from starlette.applications import Starlette
 
 from streaming.errors import RequestError, UpstreamError
@@ -156,8 +156,8 @@ def atoms_of(events: Sequence[Event]) -> list[Any]:
 
 
 def as_json(event: Event) -> dict[str, Any]:
-    fields = {name: value for name, value in asdict(event).items() if value is not UNSET}
-    return {name: as_json(value) if isinstance(value, Usage) else value for name, value in fields.items()}
+    fields: dict[str, Any] = to_builtins(event)
+    return fields
 
 
 class Heard(NamedTuple):
@@ -528,7 +528,7 @@ class World:
         assert connection.status == (200 if run in self.findable() else 404)
         if connection.status == 200:
             told, events = json.loads(connection.exchange.body), run.log.read(0)
-            text = "".join(event.token for event in events if isinstance(event, Token))
+            text = "".join(event.text for event in events if isinstance(event, Token))
             assert units(told["text"]) == units(text)
             assert (told["viewers"], told["last_event_id"]) == (self.viewers(number), f"{run.id}-{len(events)}")
             assert told["state"] == (run.terminal.name if run.terminal else "running")

@@ -77,7 +77,7 @@ SAID: dict[str, tuple[list[Event], tuple[object, ...]]] = {
     "markdown": ([*words(MARKDOWN)], ("stop", 22, 200, 860)),
     "unicode": ([*words(UNICODE)], ("stop", 9, 0, 450)),
     "reasoning": (
-        [*[Reasoning(word.token) for word in words(THOUGHT)], *words(HELLO)],
+        [*[Reasoning(word.text) for word in words(THOUGHT)], *words(HELLO)],
         ("stop", 30, 0, 1060),
     ),
     "tools": (
@@ -125,7 +125,7 @@ def test_a_flood_is_stopped_by_the_limit() -> None:
 )
 def test_echo_says_the_last_message_whole(said: str | list[TextPart | ImagePart] | None, answer: str) -> None:
     *events, terminal = play(request("echo", said=said))
-    assert "".join(event.token for event in events if isinstance(event, Token)) == answer
+    assert "".join(event.text for event in events if isinstance(event, Token)) == answer
     assert outcome(terminal)[0] == "stop"
 
 
