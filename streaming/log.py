@@ -230,8 +230,9 @@ class Cursor:
 
     def take_encoded(self, encode: Encode) -> bytes:
         """Return what `take` does, encoded: `encode` gets the run's id, an event's number and the event."""
-        after, self.after = self.after, self._end_of_turn()
-        return self._log.encoded(after, self.after, encode) if self.after > after else b""
+        after = self.after
+        upto = self.after = self._end_of_turn()
+        return self._log.encoded(after, upto, encode) if upto > after else b""
 
     def _end_of_turn(self) -> int:
         """Return where what can be taken at once ends: all that is ready, but what would hold up the others."""

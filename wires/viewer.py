@@ -86,21 +86,26 @@ class Viewer:
     async def _send(self, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sending = False
-        cursor, form, opening = self._cursor, self._form, self._form.opening
+        cursor, form, piece = self._cursor, self._form, self._form.opening
+        now, encode = self._now, form.encode
         try:
-            while not cursor.ended:
+            while True:
                 if (more := cursor.more()) is not None:
                     await more
                 elif cursor.is_far_behind:
                     await asyncio.sleep(0)
-                piece = opening + cursor.take_encoded(form.encode) or form.ping
-                opening = b""
-                self._since, self._sending = self._now(), True
+                piece += cursor.take_encoded(encode)
+                if not piece:
+                    if cursor.ended:
+                        break
+                    piece = form.ping
+                self._since, self._sending = now(), True
                 try:
                     await server_send({"type": "http.response.body", "body": piece, "more_body": True})
                 except GONE:
                     return
                 self._sending = False
+                piece = b""
         finally:
             cursor.leave()
         self._since, self._sending = self._now(), True
