@@ -6,7 +6,7 @@ file and streaming.events, streaming.errors, streaming.request. They are found b
 
 import importlib
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ import msgspec
 
 from streaming.errors import SettingsError, UpstreamError
 from streaming.events import Event, Finish, Usage
-from streaming.request import ProviderSettings
+from streaming.request import Emit, ProviderSettings
 
 Client = TypeVar("Client")
 Item = Event | Usage | Finish
@@ -68,11 +68,11 @@ class Upstream(Protocol):
         nor the headers that <SDK>_CUSTOM_HEADERS adds, nor what `elsewhere` overrides for it.
         """
 
-    def follow(self, endpoint: Any, body: dict[str, Any], translation: Translation) -> AsyncGenerator[list[Item]]:
-        """Send a request and yield what arrives, a network read at a time.
+    async def follow(self, endpoint: Any, body: dict[str, Any], translation: Translation, emit: Emit) -> None:
+        """Send a request and emit what arrives, a network read at a time.
 
-        Every failure comes out as an UpstreamError. The connection is closed when the generator is; it is reused
-        where the response was read to its end.
+        Every failure comes out as an UpstreamError. The connection is closed with this; it is reused where the
+        response was read to its end.
         """
 
 

@@ -4,7 +4,6 @@ https://docs.anthropic.com/en/api/messages-streaming. Unknown event and block ty
 terminator is `message_stop`. The API demands `max_tokens`, and has no `seed` and no JSON mode without a schema.
 """
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import anthropic
@@ -14,6 +13,7 @@ from msgspec import UNSET, Struct
 from streaming.errors import RequestError
 from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import (
+    Emit,
     Function,
     ImagePart,
     JSONObjectFormat,
@@ -305,8 +305,8 @@ class Anthropic:
         self._endpoint = upstream.endpoint(anthropic, anthropic.Anthropic, settings, _call)
         self._max_tokens = int(settings.options.get("max_tokens", MAX_TOKENS))
 
-    def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
-        return self._upstream.follow(self._endpoint, body(request, self._max_tokens), Translation())
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
+        await self._upstream.follow(self._endpoint, body(request, self._max_tokens), Translation(), emit)
 
 
 def _call(client: anthropic.Anthropic) -> object:

@@ -1,8 +1,8 @@
 """HTTP/1.1 to an upstream: a connection, and the pool that keeps it between answers.
 
-A stream's way is short: what the socket has is parsed (httptools) where it arrives, and who reads is woken once for all
-of it. A general client has more to offer and takes as long over a token as all the rest of the relay; what it is
-needed for, proxies and compression, is left to it (http.py). It knows nothing of what is asked or answered.
+A stream's way is short: what the socket has is parsed (httptools) where it arrives, and poured on in the same turn of
+the loop, all at once. A general client has more to offer and takes as long over a token as all the rest of the relay;
+what it is needed for, proxies and compression, is left to it (http.py). It knows nothing of what is asked or answered.
 """
 
 import asyncio
@@ -21,6 +21,8 @@ CONNECT_TIMEOUT = 10.0
 KEEPALIVE = 4.0
 # A reader so far behind stops the socket: the upstream waits then.
 MAX_UNREAD = 256 * 2**10
+# More than this in one read is a flood: what else there is to do has its turn before the next.
+TURN = 64 * 2**10
 MAX_HEAD = 2**18  # bytes; no server sends a tenth of it
 # A name is looked up once for all who ask for it at a time, and for so long, in seconds, after it was found.
 KEEP_ADDRESSES = 10.0
@@ -42,7 +44,7 @@ class Origin(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """One connection, with one answer at a time: `ask`, `read` to the end, `close`.
+    """One connection, with one answer at a time: `ask`, `pour` or `read` to the end, `close`.
 
     `status` and `headers` are those of the answer, names in lower case. Nothing is taken for an answer that was not
     asked for: a connection on which more comes than that is broken, lest one asker get what is another's.
@@ -61,7 +63,7 @@ class Connection(asyncio.Protocol):
             "_unread",
             "_unread_bytes",
         ),
-        *("_waiter", "_head_bytes", "_headed", "_framed", "_keeps", "_broken"),
+        *("_waiter", "_sink", "_head_bytes", "_headed", "_framed", "_keeps", "_broken"),
     )
 
     def __init__(self, park: Callable[["Connection"], object] | None) -> None:
@@ -70,6 +72,7 @@ class Connection(asyncio.Protocol):
         # As lenient as other clients are: for padded sizes of chunks, and lines that end as Unix has it.
         self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True, lenient_optional_cr_before_lf=True)
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self._broken: str | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self._reset()
@@ -112,12 +115,29 @@ class Connection(asyncio.Protocol):
             if self.whole:
                 return b""
             await self._more()
+        return self._taken()
+
+    def _taken(self) -> bytes:
         data = self._unread[0] if len(self._unread) == 1 else b"".join(self._unread)
         self._unread.clear()
         if self._unread_bytes > MAX_UNREAD:
             self._transport.resume_reading()
         self._unread_bytes = 0
         return data
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Give `sink` what has come of the body, and more as it comes, at once, until that says that it has enough.
+
+        Returns then, or at the end of the body. Raises what `sink` raises, and OSError.
+        """
+        if self._unread and sink(self._taken()):
+            return
+        self._sink = sink
+        try:
+            while self._sink is not None and not self.whole:
+                await self._more()
+        finally:
+            self._sink = self._waiter = None
 
     async def close(self) -> None:
         """Let go of the answer: a connection may serve again where all of it was sent and read, else it is cut."""
@@ -157,7 +177,29 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD:
                 self.abort("an answer's head without an end")
-        self._wake()
+        if self._sink is None:
+            self._wake()
+        elif self._waiter is not None and not self._waiter.done():
+            self._pour(self._sink)
+
+    def _pour(self, sink: Callable[[bytes], bool]) -> None:
+        if self._unread:
+            if self._unread_bytes > TURN:  # there may be more of it at once, and others have waited
+                self._transport.pause_reading()
+                self._loop.call_soon(self._go_on)
+            try:
+                if sink(self._taken()):
+                    self._sink = None
+            except Exception as exc:
+                assert self._waiter
+                self._waiter.set_exception(exc)
+                return
+        if self._sink is None or self.whole or self._broken is not None:
+            self._wake()
+
+    def _go_on(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._headed and not self._framed and exc is None and self._broken is None:

@@ -6,7 +6,7 @@ rest of the relay. It knows no vendor.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from types import ModuleType
@@ -17,10 +17,10 @@ import httpx2
 import msgspec
 
 from streaming.errors import Fault, UpstreamError
-from streaming.request import ProviderSettings
+from streaming.request import Emit, ProviderSettings
 
 from . import Client, Item, Translation, scrub, upstream_error
-from .connection import CONNECT_TIMEOUT, Pool
+from .connection import CONNECT_TIMEOUT, Connection, Pool
 from .endpoint import Endpoint, record
 
 # After the terminator a well-behaved upstream closes the body at once; reading to its end keeps the connection.
@@ -123,31 +123,25 @@ class Upstreams:
     ) -> Endpoint:
         return record(sdk, client, settings, call, elsewhere)
 
-    async def follow(
-        self, endpoint: Endpoint, body: dict[str, Any], translation: Translation
-    ) -> AsyncGenerator[list[Item]]:
+    async def follow(self, endpoint: Endpoint, body: dict[str, Any], translation: Translation, emit: Emit) -> None:
         try:
             answer = await self._ask(endpoint, _encode(body))
         except (OSError, httpx2.HTTPError, *UNUSABLE) as exc:
             raise UpstreamError("upstream_unavailable", "The upstream cannot be reached.") from exc
         try:
             await _check(answer, endpoint.secrets)
-            decoder, read = SSEDecoder(), _reader(answer)
-            while chunk := await read():
-                batch, fault = _translate(decoder, translation, chunk)
-                if batch:
-                    yield batch
-                if fault:
-                    fault.text = scrub(fault.text, endpoint.secrets)
-                    try:
-                        raise fault
-                    finally:
-                        del fault  # whose traceback holds this frame, which would hold it
-                if translation.over:
-                    await _drain(answer)
-                    return
-            if batch := list(translation.eof()):
-                yield batch
+            telling = _Telling(translation, emit)
+            await _pour(answer, telling.take)
+            if telling.fault:
+                telling.fault.text = scrub(telling.fault.text, endpoint.secrets)
+                try:
+                    raise telling.fault
+                finally:
+                    del telling  # which has the fault, whose traceback holds this frame, which would hold it
+            if translation.over:
+                await _drain(answer)
+            elif batch := list(translation.eof()):
+                emit(batch)
         except httpx2.DecodingError as exc:
             raise UpstreamError(
                 "upstream_invalid", "The upstream sent something that could not be understood."
@@ -226,13 +220,17 @@ async def _refusal(answer: Answer, secrets: tuple[str, ...]) -> UpstreamError:
 
 def _reader(answer: Answer) -> Callable[[], Awaitable[bytes]]:
     """Return what reads the body: the answer itself, or httpx2, which knows how to decompress it."""
-    encoding = answer.headers.get(b"content-encoding", b"identity")
-    if encoding.lower() == b"identity":
+    if _is_plain(answer):
         return answer.read
+    encoding = answer.headers[b"content-encoding"]
     chunks = httpx2.Response(
         answer.status, headers=[(b"content-encoding", encoding)], stream=_Stream(answer)
     ).aiter_bytes()
     return lambda: anext(chunks, b"")
+
+
+def _is_plain(answer: Answer) -> bool:
+    return answer.headers.get(b"content-encoding", b"identity").lower() == b"identity"
 
 
 class _Stream(httpx2.AsyncByteStream):
@@ -244,21 +242,41 @@ class _Stream(httpx2.AsyncByteStream):
             yield chunk
 
 
-def _translate(decoder: SSEDecoder, translation: Translation, chunk: bytes) -> tuple[list[Item], Fault | None]:
-    """Translate a chunk; what came whole before a fault in the same chunk is kept."""
-    batch: list[Item] = []
-    try:
-        for data in decoder.feed(chunk):
-            batch.extend(translation.feed(data))
-            if translation.over:
-                break
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        fault = UpstreamError("upstream_invalid", "The upstream sent something that could not be understood.")
-        fault.__cause__ = exc
-        return batch, fault
-    except Fault as exc:
-        return batch, exc
-    return batch, None
+async def _pour(answer: Answer, sink: Callable[[bytes], bool]) -> None:
+    """Give `sink` what comes, as it comes, until that says that it has enough, or to the end."""
+    if isinstance(answer, Connection) and _is_plain(answer):
+        await answer.pour(sink)
+        return
+    read = _reader(answer)
+    while (chunk := await read()) and not sink(chunk):
+        pass
+
+
+class _Telling:
+    """The way of an answer's bytes to its run."""
+
+    def __init__(self, translation: Translation, emit: Emit) -> None:
+        self.fault: Fault | None = None
+        self._feed = SSEDecoder().feed
+        self._translation = translation
+        self._emit = emit
+
+    def take(self, chunk: bytes) -> bool:
+        """Translate and emit a chunk, and what came whole before a fault in it; tell whether that is all."""
+        translation, batch = self._translation, list[Item]()
+        try:
+            for data in self._feed(chunk):
+                batch += translation.feed(data)
+                if translation.over:
+                    break
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            self.fault = UpstreamError("upstream_invalid", "The upstream sent something that could not be understood.")
+            self.fault.__cause__ = exc.with_traceback(None)  # which holds this frame, which holds us
+        except Fault as exc:
+            self.fault = exc.with_traceback(None)
+        if batch:
+            self._emit(batch)
+        return translation.over or self.fault is not None
 
 
 async def _drain(answer: Answer) -> None:

@@ -5,7 +5,7 @@ those before it (LangChain's AddableDict) is `updates`; anything else is `values
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from langchain_core.runnables.utils import AddableDict
 
 from streaming.errors import RequestError
 from streaming.events import Events, Token, Updates, Values
-from streaming.request import ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest
 
 from . import Item
 from .plain import plain
@@ -38,8 +38,9 @@ from .runnables import (
     events_of,
     find,
     followed,
+    tell,
 )
-from .worker import Batch, Worker
+from .worker import Worker
 
 FOR_GRAPHS = ("resume", "thread_id", "stream_mode", "context")
 
@@ -96,17 +97,18 @@ class Chains:
             raise RequestError("invalid_request", text, field="events")
         return request
 
-    def stream(self, request: RunRequest) -> AsyncGenerator[Batch]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         chain, what = self._chains[request.model], f"The chain {request.model!r}"
         if request.events:
             inside = Inside(what)
             asked = {name: getattr(request, name) for name in FOR_EVENTS}
             opened = partial(events_of, chain.runnable, chain.input_of, request, inside.tally, **asked)
-            return followed(self._worker, opened, inside)
+            await tell(followed(self._worker, opened, inside), emit)
+            return
         output = Output(what)
         stream = chain.runnable.stream if chain.blocks else chain.runnable.astream
         opened = partial(chain.open, stream, request, output)
-        return followed(self._worker, opened, output, blocks=chain.blocks)
+        await tell(followed(self._worker, opened, output, blocks=chain.blocks), emit)
 
 
 def blocks(chain: Runnable[Any, Any]) -> bool:

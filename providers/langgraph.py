@@ -10,7 +10,6 @@ has ended, also where it was stopped and is still busy with that.
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import aclosing
 from copy import deepcopy
 from functools import partial
 from typing import Any, NoReturn
@@ -36,7 +35,7 @@ from streaming.events import (
     Updates,
     Values,
 )
-from streaming.request import ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest
 
 from . import Item
 from .plain import plain
@@ -52,6 +51,7 @@ from .runnables import (
     followed,
     raised_by,
     raised_in,
+    tell,
 )
 from .worker import Batch, Worker
 
@@ -250,7 +250,7 @@ class Graphs:
             return replace(request, thread_id=str(uuid.uuid4()))
         return request
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[Batch]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         graph = self._graphs[request.model]
         turn = asyncio.Lock()
         if graph.keeps_threads:
@@ -261,9 +261,7 @@ class Graphs:
         except Exception:
             turn.release()
             raise
-        async with aclosing(stream) as batches:
-            async for batch in batches:
-                yield batch
+        await tell(stream, emit)
 
 
 async def _blocks(graph: Pregel[Any, Any, Any, Any]) -> bool:

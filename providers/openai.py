@@ -5,7 +5,7 @@ vLLM, llama.cpp), `reasoning` at OpenRouter and newer vLLM. The stream ends with
 after a finish reason, which is as good an end.
 """
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import openai
 from msgspec import UNSET, Struct
 
 from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
-from streaming.request import ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest
 
 from . import Item, Upstream, arguments, upstream_error
 
@@ -218,8 +218,8 @@ class OpenAI:
         # OpenAI's newer models refuse `max_tokens`; most others know nothing else.
         self._limit = "max_completion_tokens" if self._endpoint.origin.host.endswith("openai.com") else "max_tokens"
 
-    def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
-        return self._upstream.follow(self._endpoint, body(request, self._limit), Translation())
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
+        await self._upstream.follow(self._endpoint, body(request, self._limit), Translation(), emit)
 
 
 def _call(client: openai.OpenAI) -> object:

@@ -5,7 +5,7 @@ events of other types (audio, built-in tools, and those to come) pass by. The te
 `response.incomplete` or `response.failed`. The API has no `stop` and no `seed`.
 """
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from msgspec import UNSET, Struct
 from streaming.errors import RequestError
 from streaming.events import Finish, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import (
+    Emit,
     Function,
     ImagePart,
     JSONSchemaFormat,
@@ -223,8 +224,8 @@ class OpenAIResponses:
         self._upstream = upstream
         self._endpoint = upstream.endpoint(openai, openai.OpenAI, settings, _call, organization="", project="")
 
-    def stream(self, request: RunRequest) -> AsyncGenerator[list[Item]]:
-        return self._upstream.follow(self._endpoint, body(request), Translation())
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
+        await self._upstream.follow(self._endpoint, body(request), Translation(), emit)
 
 
 def _call(client: openai.OpenAI) -> object:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from copy import deepcopy
 from functools import partial
 from typing import Any, cast
@@ -19,7 +19,7 @@ from msgspec import UNSET
 
 from streaming.errors import Fault, RequestError, SettingsError, UpstreamError
 from streaming.events import Finish, FinishReason
-from streaming.request import RunRequest
+from streaming.request import Emit, RunRequest
 
 from . import Item, load_target, scrub, upstream_error
 from .langchain_messages import Messages, Tally, conversation
@@ -149,6 +149,13 @@ def followed(
         made = partial(translated_blocking, open_, translation)
         return worker.stream_blocking(made, ended, translation.tally.stop)
     return worker.stream(partial(translated, open_, translation), ended, translation.tally.stop)
+
+
+async def tell(stream: AsyncGenerator[Batch], emit: Emit) -> None:
+    """Emit what is followed; it is closed with this."""
+    async with aclosing(stream) as batches:
+        async for batch in batches:
+            emit(batch)
 
 
 async def translated(open_: Callable[[], AsyncIterator[Any]], translation: Translation) -> AsyncGenerator[Batch]:

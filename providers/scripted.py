@@ -5,7 +5,7 @@ an object of the fields of `Step`. Waits are seconds.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -22,9 +22,9 @@ from streaming.events import (
     ToolCallDelta,
     ToolResult,
 )
-from streaming.request import Message, ProviderSettings, RunRequest, TextPart
+from streaming.request import Emit, Message, ProviderSettings, RunRequest, TextPart
 
-from . import Item, Upstream
+from . import Upstream
 
 
 class Call(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,12 +91,12 @@ class Scripted:
     def __init__(self, settings: ProviderSettings, upstream: Upstream) -> None:
         pass
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Item]]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         reason: FinishReason = "stop"
         for step in _script(request):
             await asyncio.sleep(step.wait)
             for events in _events(step):
-                yield events
+                emit(events)
                 await asyncio.sleep(step.every)
             if step.fail:
                 raise _fault(step.fail)
@@ -105,7 +105,7 @@ class Scripted:
             if step.hang:
                 await asyncio.Event().wait()
             reason = step.finish or reason
-        yield [Finish(reason)]
+        emit([Finish(reason)])
 
 
 def _script(request: RunRequest) -> list[Step]:

@@ -3,7 +3,7 @@
 Messages are in the field's common form (that of OpenAI's chat completions); each provider translates them to its own.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -200,15 +200,18 @@ class ProviderSettings(Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
+Emit = Callable[[Sequence[Event | Usage | Finish]], None]
+
+
 class Provider(Protocol):
     """An upstream. One instance serves all runs of a process.
 
-    `stream` yields what has arrived, in batches: events, `Usage` whenever the upstream reports it (the last one
-    counts), and at last one `Finish`. To return without it says that the answer broke off. Faults are raised as
-    streaming.errors; cancellation closes the upstream's connection and is let through.
+    `stream` hands what has arrived to `emit`, in batches: events, `Usage` whenever the upstream reports it (the last
+    one counts), and at last one `Finish`. To return without it says that the answer broke off. Faults are raised as
+    streaming.errors; cancellation closes the upstream's connection and is let through, as is what `emit` raises.
 
     One that is made before it is asked for may have a `prepare(request)`, called before a run begins: it returns the
     request, filled up where need be, or raises RequestError.
     """
 
-    def stream(self, request: RunRequest, /) -> AsyncGenerator[Sequence[Event | Usage | Finish]]: ...
+    async def stream(self, request: RunRequest, emit: Emit, /) -> None: ...

@@ -26,7 +26,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Literal, NamedTuple
 
 from msgspec import UNSET, Struct
@@ -174,9 +174,7 @@ class Run:
         try:
             async with self._deadline:
                 provider = await candidate.load()
-                async with aclosing(provider.stream(candidate.request)) as batches:
-                    async for batch in batches:
-                        self._take(batch)
+                await provider.stream(candidate.request, self._take)
         except TimeoutError as exc:
             if not self._deadline.expired():
                 raise

@@ -10,12 +10,14 @@ import json
 import os
 import re
 import resource
+import select
 import socket
 import ssl
 import struct
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,7 +27,7 @@ import pytest
 import uvloop
 
 from providers import connection as transport
-from providers.connection import MAX_UNREAD, Connection, ConnectionBroken, Origin, Pool
+from providers.connection import MAX_UNREAD, TURN, Connection, ConnectionBroken, Origin, Pool
 from providers.http import Upstreams
 from providers.openai import OpenAI
 from streaming.errors import UpstreamError
@@ -38,6 +40,7 @@ from .test_upstreams import SELF_SIGNED
 from .upstream import OPENAI_KEY
 
 T = TypeVar("T")
+Body = Callable[[Connection], Awaitable[bytes]]
 Run = Callable[[Coroutine[Any, Any, T]], T]
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: upstream\r\nContent-Length: 2\r\n\r\nHi"
@@ -222,7 +225,7 @@ async def upstream(
                 await peer.writer.wait_closed()
 
 
-async def body(connection: Connection) -> bytes:
+async def read(connection: Connection) -> bytes:
     """Read to the end. Raises ConnectionBroken where it is not the answer's end."""
     got = b""
     while data := await connection.read():
@@ -230,11 +233,21 @@ async def body(connection: Connection) -> bytes:
     return got
 
 
-async def whole(connection: Connection) -> bytes:
+async def poured(connection: Connection) -> bytes:
+    """The same by the other way to have the body."""
+    got = bytearray()
+    await connection.pour(lambda data: bool(got.extend(data)))
+    return bytes(got)
+
+
+async def whole(connection: Connection, body: Body = poured) -> bytes:
     """Read to the end, and let go of the connection."""
     got = await body(connection)
     await connection.close()
     return got
+
+
+by_both_ways = pytest.mark.parametrize("body", [read, poured])
 
 
 @pytest.fixture
@@ -256,26 +269,28 @@ def tls(request: pytest.FixtureRequest, certificate: ssl.SSLContext) -> ssl.SSLC
 # --- what an answer is ------------------------------------------------------------------------------------------------
 
 
+@by_both_ways
 @by_name(FRAMED)
-def test_an_answer_says_the_same_wherever_it_is_split(run: Run[None], answer: bytes) -> None:
+def test_an_answer_says_the_same_wherever_it_is_split(run: Run[None], answer: bytes, body: Body) -> None:
     async def test() -> None:
         async with upstream() as server:
             connection, peer = await server.exchange(answer)
-            assert (connection.status, await whole(connection)) == (200, b"hello")
+            assert (connection.status, await whole(connection, body)) == (200, b"hello")
             parts = [[answer[:at], answer[at:]] for at in range(1, len(answer))]
             for split in [*parts, [bytes([byte]) for byte in answer]]:
                 asked = server.ask()
                 assert await peer.request() == REQUEST
                 await peer.say(*split)
                 connection = await asked
-                assert (connection.status, await whole(connection)) == (200, b"hello")
+                assert (connection.status, await whole(connection, body)) == (200, b"hello")
                 assert connection.headers.keys().isdisjoint({b"x-hint", b"x-cost"})
 
     run(test())
 
 
+@by_both_ways
 @by_name(UNFRAMED)
-def test_an_answer_that_ends_with_its_connection_is_whole(run: Run[None], answer: bytes) -> None:
+def test_an_answer_that_ends_with_its_connection_is_whole(run: Run[None], answer: bytes, body: Body) -> None:
     async def test() -> None:
         async with upstream() as server:
             for at in range(1, len(answer)):
@@ -284,7 +299,7 @@ def test_an_answer_that_ends_with_its_connection_is_whole(run: Run[None], answer
                 await peer.request()
                 await peer.say(answer[:at], answer[at:])
                 peer.close()
-                assert await whole(await asked) == b"hello"
+                assert await whole(await asked, body) == b"hello"
 
     run(test())
 
@@ -303,7 +318,8 @@ def test_an_answer_that_ends_with_its_connection_is_cut_by_a_reset(run: Run[None
 
 
 @by_name({name: answer for name, answer in FRAMED.items() if name != "empty header"})
-def test_an_answer_cut_anywhere_is_broken(run: Run[None], answer: bytes) -> None:
+@by_both_ways
+def test_an_answer_cut_anywhere_is_broken(run: Run[None], answer: bytes, body: Body) -> None:
     async def test() -> None:
         async with upstream() as server:
             for at in range(len(answer)):
@@ -382,6 +398,144 @@ def test_an_early_refusal_of_a_large_request_is_read(run: Run[None]) -> None:
                 assert (connection.status, await connection.read()) == (413, b"hello")
                 await connection.close()
                 await peer.closed()
+
+    run(test())
+
+
+# --- a body that is poured --------------------------------------------------------------------------------------------
+
+
+def test_what_has_come_is_poured_first_and_the_rest_as_it_comes(run: Run[None], tls: ssl.SSLContext | None) -> None:
+    async def test() -> None:
+        async with upstream(tls=tls) as server:
+            connection, peer = await server.exchange(CHUNKED + b"1\r\na\r\n1\r\nb\r\n")
+            came: asyncio.Queue[bytes] = asyncio.Queue()
+            pouring = asyncio.create_task(connection.pour(lambda data: came.put_nowait(data) or False))
+            assert await came.get() == b"ab"
+            for data in (b"c", b"d"):
+                await peer.say(b"1\r\n%b\r\n" % data)
+                assert await came.get() == data
+            await peer.say(b"0\r\n\r\n")
+            await pouring
+            await connection.close()
+            await server.asks_at(peer)
+
+    run(test())
+
+
+def test_who_has_enough_is_poured_no_more(run: Run[None]) -> None:
+    async def test() -> None:
+        async with upstream() as server:
+            for at in (1, 2, 3):  # what had come, what comes, and what comes with the end
+                connection, peer = await server.exchange(CHUNKED + b"1\r\n1\r\n")
+                got: list[bytes] = []
+
+                def enough(data: bytes, at: int = at, got: list[bytes] = got) -> bool:
+                    got.append(data)
+                    return len(got) == at
+
+                pouring = asyncio.create_task(connection.pour(enough))
+                await asyncio.sleep(0)
+                for said in (b"1\r\n2\r\n", b"1\r\n3\r\n0\r\n\r\n")[: at - 1]:
+                    assert not pouring.done()
+                    await peer.say(said)
+                    while len(got) < 2 and at > 1:
+                        await asyncio.sleep(0)
+                await pouring
+                assert b"".join(got) == b"123"[:at]
+                if at < 3:
+                    await peer.say(b"1\r\nx\r\n")
+                    assert await connection.read() == b"x", "it is there for who reads on"
+                await connection.close()
+
+    run(test())
+
+
+def test_what_a_sink_raises_is_raised_where_it_was_given(run: Run[None]) -> None:
+    def refuses(data: bytes) -> bool:
+        raise ValueError(data)
+
+    async def test() -> None:
+        async with upstream() as server:
+            for first, then in ((b"1\r\na\r\n", b""), (b"", b"1\r\na\r\n")):
+                connection, peer = await server.exchange(CHUNKED + first)
+                pouring = asyncio.create_task(connection.pour(refuses))
+                await peer.say(then)
+                with pytest.raises(ValueError, match="a"):
+                    await pouring
+                await connection.close()
+                await peer.closed()
+
+    run(test())
+
+
+def test_who_is_cancelled_is_poured_no_more(run: Run[None]) -> None:
+    async def test() -> None:
+        async with upstream() as server:
+            connection, peer = await server.exchange(CHUNKED)
+            got: list[bytes] = []
+            pouring = asyncio.create_task(connection.pour(lambda data: bool(got.append(data))))
+            await asyncio.sleep(0)
+            pouring.cancel()
+            connection.data_received(b"1\r\na\r\n")  # before it can know
+            await asyncio.wait((pouring,))
+            assert got == []
+            assert await connection.read() == b"a"
+            await connection.close()
+            await peer.closed()
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [5, 2 * TURN, 2 * MAX_UNREAD])
+def test_what_came_before_a_cut_is_poured_before_it(run: Run[None], tls: ssl.SSLContext | None, size: int) -> None:
+    async def test() -> None:
+        async with upstream(tls=tls) as server:
+            connection, peer = await server.exchange(CHUNKED)
+            got: list[bytes] = []
+            pouring = asyncio.create_task(connection.pour(lambda data: bool(got.append(data))))
+            await asyncio.sleep(0)
+            connection.data_received(chunk(b"x" * size) + b"no chunk\r\n")  # all in one read
+            with pytest.raises(ConnectionBroken):
+                await pouring
+            assert got == [b"x" * size]
+            await connection.close()
+            await peer.closed()
+
+    run(test())
+
+
+def flood(peer: Peer, size: int) -> None:
+    """Send so many bytes, as fast as they are taken. Blocks."""
+    plug = peer.writer.get_extra_info("socket").fileno()
+    writable = select.poll()
+    writable.register(plug, select.POLLOUT)
+    while size:
+        writable.poll(DEADLINE * 1000)
+        size -= os.write(plug, b"x" * min(size, 2**18))
+
+
+def test_others_have_their_turn_beside_a_flood(run: Run[None]) -> None:
+    size = 64 * 2**20
+
+    async def test() -> None:
+        async with upstream() as server:
+            connection, peer = await server.exchange(OK + b"Content-Length: %d\r\n\r\n" % size)
+            turn, got = 0, Counter[int]()
+
+            def sink(data: bytes) -> bool:
+                got[turn] += len(data)
+                return False
+
+            pouring = asyncio.create_task(connection.pour(sink))
+            thread = asyncio.create_task(asyncio.to_thread(flood, peer, size))
+            while not pouring.done():
+                turn += 1
+                await asyncio.sleep(0)
+            await thread
+            assert sum(got.values()) == size
+            assert max(got.values()) <= MAX_UNREAD
+            await connection.close()
 
     run(test())
 
@@ -743,7 +897,7 @@ def test_cancelled_at_any_turn_leaves_nothing_and_disturbs_no_other(run: Run[Non
         async def one() -> None:
             connection = await server.pool.ask(server.origin, REQUEST)
             try:
-                await body(connection)
+                await poured(connection)
             finally:
                 await connection.close()
 
@@ -933,11 +1087,26 @@ async def asking() -> AsyncIterator[Upstreams]:
         await upstreams.close()
 
 
+class Listener:
+    """Hears what a provider emits, a batch at a time, and stops it in the middle."""
+
+    def __init__(self, asked: OpenAI) -> None:
+        self._batches: asyncio.Queue[Any] = asyncio.Queue()
+        self._answer = asyncio.create_task(asked.stream(prompt(), self._batches.put_nowait))
+
+    async def next(self) -> Any:
+        return await self._batches.get()
+
+    async def close(self) -> None:
+        self._answer.cancel()
+        await asyncio.wait((self._answer,))
+
+
 async def say(url: str, text: str = "Hi") -> str:
     """Ask the upstream at `url` in OpenAI's words, and return what it says."""
     async with asking() as upstreams:
-        batches = [batch async for batch in provider(upstreams, url).stream(prompt(text))]
-    items = [item for batch in batches for item in batch]
+        items: list[Any] = []
+        await provider(upstreams, url).stream(prompt(text), items.extend)
     assert isinstance(items[-1], Finish)
     return "".join(item.text for item in items if isinstance(item, Token))
 
@@ -1002,17 +1171,15 @@ def test_a_compressed_stream_is_read_as_it_comes(run: Run[None], encoding: str) 
 
     async def test() -> None:
         async with upstream() as server, asking() as upstreams:
-            stream = provider(upstreams, server.url).stream(prompt())
-            first = asyncio.create_task(anext(stream))
+            stream = Listener(provider(upstreams, server.url))
             peer = await server.accept()
             await peer.request()
             head = STREAM.replace(b"\r\n\r\n", b"\r\nContent-Encoding: %b\r\n\r\n" % encoding.encode())
             await peer.say(head + pressed(b"".join([*CHAT.opening, CHAT.token("one")])))
-            assert Token("one") in await first
-            second = asyncio.create_task(anext(stream))
+            assert Token("one") in await stream.next()
             await peer.say(pressed(CHAT.token("two")))
-            assert await second == [Token("two")]
-            await stream.aclose()
+            assert await stream.next() == [Token("two")]
+            await stream.close()
             await peer.closed()
 
     run(test())
@@ -1053,14 +1220,13 @@ def proxy(server: Upstream) -> str:
     return f"http://me:p%40ss%2Fword@127.0.0.1:{server.origin.port}"
 
 
-async def two_tokens(peer: Peer, first: "asyncio.Task[Any]", stream: Any) -> None:
+async def two_tokens(peer: Peer, stream: Listener) -> None:
     """A stream is read as it comes, and closed in the middle."""
     await peer.say(STREAM + chunk(b"".join([*CHAT.opening, CHAT.token("one")])))
-    assert Token("one") in await first
-    second = asyncio.create_task(anext(stream))
+    assert Token("one") in await stream.next()
     await peer.say(chunk(CHAT.token("two")))
-    assert await second == [Token("two")]
-    await stream.aclose()
+    assert await stream.next() == [Token("two")]
+    await stream.close()
     await peer.closed()
 
 
@@ -1072,8 +1238,7 @@ def test_an_http_upstream_is_asked_through_a_proxy_by_its_whole_url(
         async with upstream() as server:
             monkeypatch.setenv(variable, proxy(server))
             async with asking() as upstreams:
-                stream = provider(upstreams, "http://upstream.invalid:8000/v1").stream(prompt())
-                first = asyncio.create_task(anext(stream))
+                stream = Listener(provider(upstreams, "http://upstream.invalid:8000/v1"))
                 peer = await server.accept()
                 head, _, sent = (await peer.request()).partition(b"\r\n\r\n")
                 assert head.startswith(b"POST http://upstream.invalid:8000/v1/chat/completions HTTP/1.1\r\n")
@@ -1081,7 +1246,7 @@ def test_an_http_upstream_is_asked_through_a_proxy_by_its_whole_url(
                 assert head.lower().count(b"\r\nhost: upstream.invalid:8000\r\n") == 1
                 assert head.lower().count(b"\r\nauthorization: bearer %b\r\n" % OPENAI_KEY.encode()) == 1
                 assert json.loads(sent)["stream"] is True
-                await two_tokens(peer, first, stream)
+                await two_tokens(peer, stream)
 
     run(test())
 
@@ -1093,8 +1258,7 @@ def test_an_https_upstream_is_asked_through_a_tunnel(
         async with upstream() as server:
             monkeypatch.setenv("HTTPS_PROXY", proxy(server))
             async with asking() as upstreams:
-                stream = provider(upstreams, "https://localhost:8443/v1").stream(prompt())
-                first = asyncio.create_task(anext(stream))
+                stream = Listener(provider(upstreams, "https://localhost:8443/v1"))
                 peer = await server.accept()
                 head = await peer.request()
                 assert head.startswith(b"CONNECT localhost:8443 HTTP/1.1\r\n")
@@ -1106,7 +1270,7 @@ def test_an_https_upstream_is_asked_through_a_tunnel(
                 assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
                 assert AUTHORIZATION not in head
                 assert OPENAI_KEY.encode() in head
-                await two_tokens(peer, first, stream)
+                await two_tokens(peer, stream)
 
     run(test())
 

@@ -26,6 +26,7 @@ STREAMS = 40
 TASKS = 3
 # Blocks of memory: the connections of both sides, the request, the run, its log, its viewer, and the three tasks.
 BLOCKS = 400
+MOST = 100_000  # bytes that a run may hold
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -96,6 +97,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
         listener.setblocking(False)
         origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
         # The SDKs read their own variables.
+        monkeypatch.setenv("SIDESTREAM_MAX_RUN_BYTES", str(MOST))
         monkeypatch.setenv("OPENAI_API_KEY", "sk-counts")
         monkeypatch.setenv("OPENAI_BASE_URL", f"{origin}/v1")
         monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-counts")
@@ -139,9 +141,9 @@ def test_an_open_stream_is_three_tasks_and_few_blocks_of_memory(
 
 
 @each_dialect
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("end", ["whole", "cut", "no JSON", "too large"])
 def test_a_stream_leaves_nothing_to_the_garbage_collector(
-    dialect: Dialect, monkeypatch: pytest.MonkeyPatch, cut: bool
+    dialect: Dialect, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """Else its walks would have to be long and often, and each halts all streams. asyncio's own sockets are a cycle."""
 
@@ -153,8 +155,11 @@ def test_a_stream_leaves_nothing_to_the_garbage_collector(
                 gc.garbage.clear()
                 for _ in range(count):
                     stream = await service.open(dialect)
-                    if not cut:
-                        stream.upstream.sendall(b"".join(map(chunk, dialect.ending)) + b"0\r\n\r\n")
+                    said = {"no JSON": [b"data: {\n\n"], "too large": [dialect.token("x" * MOST)]}.get(
+                        end, dialect.ending
+                    )
+                    if end != "cut":
+                        stream.upstream.sendall(b"".join(map(chunk, said)) + b"0\r\n\r\n")
                         await stream.read(until=b"\r\n0\r\n\r\n")
                     stream.close()
                     await service.rest()

@@ -205,9 +205,9 @@ class Slow:
     def __init__(self, settings, upstream):
         self.folder = Path(settings.options["folder"])
 
-    async def stream(self, request):
+    async def stream(self, request, emit):
         try:
-            yield [Token("Here")]
+            emit([Token("Here")])
             await asyncio.Event().wait()
         finally:
             gate, opened = os.open(self.folder / "gate", os.O_RDONLY | os.O_NONBLOCK), asyncio.Event()

@@ -1,7 +1,6 @@
 """Whose pages may use the service: the rule as a table, and over HTTP, where a refusal must not start a run."""
 
 import json
-from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +11,7 @@ from starlette.datastructures import Headers
 
 from streaming.errors import RequestError
 from streaming.events import Finish, Token
-from streaming.request import ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest
 from wires.origin import check_origin
 
 from .asgi import Exchange, ask, make_app, run_ahead, time_passes
@@ -30,9 +29,9 @@ class Counted:
     def __init__(self, settings: ProviderSettings, upstream: Any) -> None:
         pass
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[list[Token | Finish]]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         Counted.runs += 1
-        yield [Token("Hi"), Finish("stop")]
+        emit([Token("Hi"), Finish("stop")])
 
 
 OWN: dict[str, dict[str, str]] = {

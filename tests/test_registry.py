@@ -6,7 +6,7 @@ Chains and graphs are models of two of them, with paths of their own; they are m
 import asyncio
 import importlib.util
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from providers import registry, scripted
 from providers.registry import KINDS, RESERVED, SCRIPTS, Model, Providers
 from streaming.errors import RequestError, SettingsError
 from streaming.events import Finish, Token, Updates
-from streaming.request import FOR_MODELS, FOR_RUNNABLES, Message, ProviderSettings, RunnableConfig, RunRequest
+from streaming.request import FOR_MODELS, FOR_RUNNABLES, Emit, Message, ProviderSettings, RunnableConfig, RunRequest
 
 from .asgi import run
 
@@ -40,8 +40,8 @@ class Parrot:
     def __init__(self, settings: ProviderSettings, upstream: Any) -> None:
         self.made.append((settings, threading.get_ident()))
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[list[Token | Finish]]:
-        yield [Token(f"{request.model} says: {request.messages[-1].content}"), Finish("stop")]
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
+        emit([Token(f"{request.model} says: {request.messages[-1].content}"), Finish("stop")])
 
 
 PARROT = ProviderSettings(use="tests.test_registry:Parrot", models=["grey", "blue"])
@@ -296,10 +296,11 @@ def test_a_built_in_under_another_name_needs_a_key_as_well() -> None:
 
 
 def test_a_third_partys_provider_is_named_by_a_setting_and_serves_runs() -> None:
-    async def test() -> list[list[Token | Finish]]:
+    async def test() -> list[Any]:
+        told: list[Any] = []
         polly = await providers(KNOWN).load("polly")
-        request = RunRequest(model="grey", messages=[Message("user", "hi")])
-        return [list(batch) async for batch in polly.stream(request)]
+        await polly.stream(RunRequest(model="grey", messages=[Message("user", "hi")]), told.append)
+        return told
 
     assert run(test()) == [[Token("grey says: hi"), Finish("stop")]]
 
@@ -566,7 +567,8 @@ def test_they_are_made_before_anybody_asks_and_left_when_the_process_ends() -> N
         chains = await known.load("langchain")
         assert await known.load("langchain") is chains
         request = RunRequest(model="b", messages=[Message("user", "Hi")])
-        told = [item async for batch in chains.stream(request) for item in batch]
+        told: list[Any] = []
+        await chains.stream(request, told.extend)
         assert told == [Token("You said 'Hi'."), Finish("stop")]
         await known.close()
 
@@ -579,11 +581,11 @@ def test_chains_and_graphs_share_one_worker() -> None:
     assert list(known._shared) == [registry.WORKER]
 
     async def test() -> list[Any]:
-        told = []
+        told: list[Any] = []
         for provider, model in (("langgraph", "agent"), ("langchain", "writer")):
             made = await known.load(provider)
             request = known.prepare(provider, RunRequest(model=model, messages=[Message("user", "Hi")]))
-            told += [item async for batch in made.stream(request) for item in batch]
+            await made.stream(request, told.extend)
         await known.close()
         return told
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from streaming.errors import RequestError
 from streaming.events import Cancelled, Reasoning, Token, ToolCall, ToolCallDelta, Usage
+from streaming.request import Emit, RunRequest
 from streaming.run import CancelReason, Run
 from streaming.runs import Runs
 from wires.chat import json_line
@@ -80,10 +81,9 @@ def test_a_run_tells_how_it_stands_at_any_moment() -> None:
 @pytest.mark.parametrize("reason", ["disconnected", "requested", "draining"])
 def test_a_run_that_was_stopped_is_running_until_its_upstream_is_closed(reason: CancelReason) -> None:
     class Slow(Plays):
-        async def stream(self, request: Any) -> Any:
+        async def stream(self, request: RunRequest, emit: Emit) -> None:
             try:
-                async for batch in super().stream(request):
-                    yield batch
+                await super().stream(request, emit)
             finally:
                 await time_passes(3)
 

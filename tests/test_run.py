@@ -8,7 +8,7 @@ import gc
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,7 +31,7 @@ from streaming.events import (
     Usage,
 )
 from streaming.log import size_of
-from streaming.request import FunctionCall, ImagePart, ImageURL, Message, MessageToolCall, RunRequest, TextPart
+from streaming.request import Emit, FunctionCall, ImagePart, ImageURL, Message, MessageToolCall, RunRequest, TextPart
 from streaming.run import CancelReason, Candidate, Limits, Run
 from streaming.runs import Runs
 
@@ -51,7 +51,7 @@ class Plays:
         self.steps = steps
         self.is_closed = False
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event | Usage | Finish]]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         try:
             for step in self.steps:
                 if isinstance(step, int | float):
@@ -61,7 +61,7 @@ class Plays:
                 elif callable(step):
                     step()
                 else:
-                    yield step
+                    emit(step)
         finally:
             self.is_closed = True
 
@@ -302,11 +302,11 @@ def test_who_ends_a_run_before_its_provider_finished_is_the_reason() -> None:
     """The provider's last words come while it is being cancelled."""
 
     class Stubborn:
-        async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event | Finish]]:
+        async def stream(self, request: RunRequest, emit: Emit) -> None:
             try:
                 await time_passes(1000)
             except asyncio.CancelledError:
-                yield [Token("x"), *STOP]
+                emit([Token("x"), *STOP])
 
     async def test() -> list[Event]:
         run = run_of(Stubborn())
@@ -351,10 +351,9 @@ def test_a_run_that_has_ended_stays_as_it_is() -> None:
 
 def test_the_fault_a_cancelled_provider_raises_on_its_way_out_is_not_the_reason() -> None:
     class Untidy:
-        async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event]]:
+        async def stream(self, request: RunRequest, emit: Emit) -> None:
             try:
                 await time_passes(1000)
-                yield []
             finally:
                 raise UpstreamError("upstream_incomplete", "Broken off.")
 
@@ -440,10 +439,9 @@ def test_closing_ends_every_run_and_returns_when_their_upstreams_are_closed() ->
     class Slow(Plays):
         """Takes its time to close, as a connection may."""
 
-        async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event | Usage | Finish]]:
+        async def stream(self, request: RunRequest, emit: Emit) -> None:
             try:
                 await time_passes(1000)
-                yield []
             finally:
                 await time_passes(3)
                 self.is_closed = True
@@ -590,10 +588,9 @@ def test_the_words_of_an_exception_reach_neither_the_client_nor_the_log(
 
 def test_what_a_cancelled_provider_says_on_its_way_out_reaches_no_log(caplog: pytest.LogCaptureFixture) -> None:
     class Untidy:
-        async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event]]:
+        async def stream(self, request: RunRequest, emit: Emit) -> None:
             try:
                 await time_passes(1000)
-                yield []
             finally:
                 raise ValueError("the secret of the prompt")
 
@@ -784,10 +781,9 @@ def test_a_run_that_is_over_lingers_no_more(steps: list[Step]) -> None:
 
 def test_who_comes_while_a_run_is_being_cancelled_hears_its_end_and_leaves_no_clock() -> None:
     class Slow(Plays):
-        async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event | Usage | Finish]]:
+        async def stream(self, request: RunRequest, emit: Emit) -> None:
             try:
                 await time_passes(1000)
-                yield []
             finally:
                 await time_passes(5)
 

@@ -7,7 +7,7 @@ the model knows, it knows from the script and from what the app sends: not from 
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -35,7 +35,7 @@ from streaming.events import (
     Usage,
 )
 from streaming.log import size_of
-from streaming.request import RunRequest
+from streaming.request import Emit, RunRequest
 from streaming.run import Limits, Run
 from streaming.runs import RUN_OVERHEAD, Runs
 
@@ -83,7 +83,7 @@ class Puppet:
     def __init__(self, settings: object, upstream: object) -> None:
         pass
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[Sequence[Event | Usage | Finish]]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         play = self.plays[str(request.messages[0].content)]
         play.opened += 1
         try:
@@ -93,7 +93,7 @@ class Puppet:
                 if content := content_of(step):
                     play.content.append(now())
                     play.said += content
-                yield step
+                emit(step)
         except asyncio.CancelledError:
             play.cut = now()
             await asyncio.sleep(play.closing)

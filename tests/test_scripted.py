@@ -200,7 +200,7 @@ def test_a_bad_custom_script_is_the_callers_fault_and_says_where(options: dict[s
 
     async def test() -> None:
         with pytest.raises(RequestError) as raised:
-            await anext(SCRIPTED.stream(asked))
+            await SCRIPTED.stream(asked, [].extend)
         assert raised.value.field == "provider_options"
 
     run_ahead(test())
@@ -209,20 +209,20 @@ def test_a_bad_custom_script_is_the_callers_fault_and_says_where(options: dict[s
 @pytest.mark.parametrize("script", ["silent", "slow"])
 def test_a_cancelled_script_stops_where_it_is(script: str) -> None:
     async def test() -> tuple[bool, float]:
-        stream = SCRIPTED.stream(request(script))
-        waiting = asyncio.ensure_future(anext(stream))
+        playing = asyncio.create_task(SCRIPTED.stream(request(script), [].extend))
         await time_passes(1)
-        waiting.cancel()
-        await asyncio.wait((waiting,))
-        await stream.aclose()
-        return waiting.cancelled(), asyncio.get_running_loop().time()
+        playing.cancel()
+        await asyncio.wait((playing,))
+        return playing.cancelled(), asyncio.get_running_loop().time()
 
     assert run_ahead(test()) == (True, 1)
 
 
 def test_the_provider_itself_ends_with_one_finish() -> None:
     async def test() -> list[Any]:
-        return [item async for batch in SCRIPTED.stream(request("length")) for item in batch]
+        told: list[Any] = []
+        await SCRIPTED.stream(request("length"), told.extend)
+        return told
 
     *events, finish = run_ahead(test())
     assert (events, finish) == (SAID["length"][0], Finish("length"))

@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 
 from streaming.events import Cancelled, Finish, Token, ToolCall, Usage
-from streaming.request import ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest
 from wires.chat import json_line
 from wires.ndjson import line
 from wires.sse import frame
@@ -37,16 +36,16 @@ class Mirror:
     def __init__(self, settings: ProviderSettings, upstream: Any) -> None:
         pass
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[list[Token | Finish]]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         self.asked.append(request)
-        yield [Token(msgspec.json.encode(request).decode()), Finish("stop", Usage(1, 1))]
+        emit([Token(msgspec.json.encode(request).decode()), Finish("stop", Usage(1, 1))])
 
 
 class Surrogate(Mirror):
     """A provider that passes half a character on, as Python's own json lets it."""
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[list[Token | Finish]]:
-        yield [Token(json.loads('"\\ud83d"')), Finish("stop")]
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
+        emit([Token(json.loads('"\\ud83d"')), Finish("stop")])
 
 
 PROVIDERS = {name.lower(): {"use": f"tests.test_sse_wire:{name}", "models": ["m"]} for name in ("Mirror", "Surrogate")}

@@ -6,7 +6,6 @@ By the `websockets` library, by hand where the very bytes matter, and over an ap
 import asyncio
 import json
 import signal
-from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
@@ -17,7 +16,7 @@ from starlette.types import Message
 from websockets.exceptions import ConnectionClosed
 
 from streaming.events import Finish, Token
-from streaming.request import ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest
 
 from .asgi import ask, make_app, run, run_ahead, service_of, time_passes
 from .client import DEADLINE, Event, text
@@ -55,9 +54,9 @@ class Listening:
     def __init__(self, settings: ProviderSettings, upstream: Any) -> None:
         pass
 
-    async def stream(self, request: RunRequest) -> AsyncGenerator[list[Token | Finish]]:
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
         self.asked.append(request)
-        yield [Token(f"Answer {len(self.asked)}."), Finish("stop")]
+        emit([Token(f"Answer {len(self.asked)}."), Finish("stop")])
 
 
 async def listening(**environ: str) -> Starlette:
