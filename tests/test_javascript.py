@@ -540,7 +540,7 @@ def vocabulary() -> str:
         'type Data<Name> = Extract<ours.StreamEvent, { event: Name }>["data"];\n',
         "type Keys<Union> = Union extends unknown ? keyof Union : never;\n",
         same("events", 'ours.StreamEvent["event"]', events),
-        *(same(f"of_{name}", f'keyof Data<"{name}">', kind.__struct_fields__) for name, kind in events.items()),
+        *(same(f"of_{name}", f'keyof Data<"{name}">', kind.__struct_encode_fields__) for name, kind in events.items()),
         same("usage", "keyof ours.Usage", Usage.__struct_fields__),
         same("finishes", "ours.FinishReason", get_args(FinishReason)),
         same("cancels", "ours.CancelReason", get_args(CancelReason)),
