@@ -50,21 +50,12 @@ class Connection(asyncio.Protocol):
     asked for: a connection on which more comes than that is broken, lest one asker get what is another's.
     """
 
-    __slots__ = (
-        *(
-            "status",
-            "headers",
-            "whole",
-            "expiry",
-            "_park",
-            "_loop",
-            "_transport",
-            "_parser",
-            "_unread",
-            "_unread_bytes",
-        ),
-        *("_waiter", "_sink", "_head_bytes", "_headed", "_framed", "_keeps", "_broken"),
+    # fmt: off
+    __slots__ = (  # noqa: RUF023  # what others read, then our own
+        "status", "headers", "whole", "expiry", "_park", "_loop", "_transport", "_parser", "_unread", "_unread_bytes",
+        "_waiter", "_sink", "_head_bytes", "_headed", "_framed", "_keeps", "_broken",
     )
+    # fmt: on
 
     def __init__(self, park: Callable[["Connection"], object] | None) -> None:
         self._park = park

@@ -42,7 +42,7 @@ class SSEDecoder:
     def __init__(self) -> None:
         self._rest = b""  # of a line
         self._data: list[bytes] = []  # of an event
-        self._size = 0  # of both
+        self._size = 0  # of an event's lines so far
         self._start = True
         self._after_cr = False
 
@@ -57,23 +57,24 @@ class SSEDecoder:
             chunk = chunk.removeprefix(BOM)
         if self._after_cr or CR in chunk:
             chunk = self._with_newlines(chunk)
-        self._size += len(chunk)
         if self._rest:
             chunk = self._rest + chunk
-        events, data = [], self._data
+        events, data, size = [], self._data, self._size
         lines = chunk.split(b"\n")
         self._rest = lines.pop()
         for line in lines:
+            size += len(line) + 1
             if not line:
                 if data:
                     events.append(data[0] if len(data) == 1 else b"\n".join(data))
                     data.clear()
-                self._size = 0
+                size = 0
             elif line.startswith(b"data: "):
                 data.append(line[6:])
             elif line == b"data" or line.startswith(b"data:"):
                 data.append(line[5:])
-        if self._size > MAX_EVENT_BYTES:
+        self._size = size
+        if size + len(self._rest) > MAX_EVENT_BYTES:
             raise UpstreamError("upstream_invalid", "The upstream sent an event without an end.")
         return events
 
@@ -263,7 +264,8 @@ class _Telling:
 
     def take(self, chunk: bytes) -> bool:
         """Translate and emit a chunk, and what came whole before a fault in it; tell whether that is all."""
-        translation, batch = self._translation, list[Item]()
+        translation = self._translation
+        batch: list[Item] = []
         try:
             for data in self._feed(chunk):
                 batch += translation.feed(data)

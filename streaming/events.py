@@ -1,18 +1,18 @@
 """The vocabulary: everything a run can say, on one screen.
 
-Frozen structs; `name` is the name a client sees (the SSE `event:` field), the struct's fields are its `data`.
+Frozen structs; `name` is the name a client sees (the SSE `event:` field), the struct's fields are its `data`, a
+delta's `text` under the name of its kind.
 An event does not know its id: that is its place in the event log (`<run_id>-<seq>`). A field that is UNSET is
 left out of the JSON. Not here: how events travel (wires/) and what a vendor calls them (providers/).
 """
 
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "interrupt"]
 
 
-@final
 class Usage(Struct, frozen=True):
     """Tokens in and out, as the upstream counted them; `estimated` where we had to (characters over four)."""
 
@@ -23,7 +23,6 @@ class Usage(Struct, frozen=True):
     estimated: bool | UnsetType = UNSET
 
 
-@final
 class Finish(Struct, frozen=True):
     """A provider's last word: the answer is whole. The run makes `done` of it; clients never see this one."""
 
@@ -250,6 +249,3 @@ class Cancelled(Terminal, frozen=True, kw_only=True):
     done: Literal[True] = True
     reason: Literal["disconnected", "requested", "draining"]
     usage: Usage
-
-
-TERMINAL = frozenset(Terminal.__subclasses__())

@@ -36,22 +36,12 @@ Encode = Callable[[bytes, int, Event], bytes]
 class EventLog:
     """The retained events of one run, whose id is `run_id`. Belongs to one event loop; not for threads."""
 
-    __slots__ = (
-        *(
-            "size",
-            "deltas",
-            "characters",
-            "closed",
-            "_run_id",
-            "_entries",
-            "_heads",
-            "_last",
-            "_loop",
-            "_waiting",
-            "_shared",
-        ),
-        "__weakref__",
+    # fmt: off
+    __slots__ = (  # noqa: RUF023  # what others read, then our own
+        "size", "deltas", "characters", "closed", "_run_id", "_entries", "_heads", "_last", "_loop", "_waiting",
+        "_shared", "__weakref__",
     )
+    # fmt: on
 
     def __init__(self, run_id: str = "") -> None:
         self.size = 0
@@ -180,7 +170,7 @@ class Cursor:
     @property
     def ended(self) -> bool:
         """Whether nothing will ever follow."""
-        return self._log.closed and self.after >= len(self._log._entries)
+        return self._log.ended(self.after)
 
     def more(self) -> asyncio.Future[None] | None:
         """Return what is done once something follows, the log is closed or `wake` is called; None where that is so.

@@ -33,7 +33,7 @@ from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from .errors import Fault, ServiceError, UpstreamError
-from .events import TERMINAL, Cancelled, Done, Error, Event, Finish, Start, Terminal, Usage
+from .events import Cancelled, Done, Error, Event, Finish, Start, Terminal, Token, Usage
 from .log import EventLog
 from .request import Provider, RunRequest
 
@@ -185,16 +185,18 @@ class Run:
 
     def _take(self, batch: Sequence[Event | Usage | Finish]) -> None:
         events: list[Event] = []
-        for item in batch:  # by type(): isinstance() asks msgspec's metaclass, which takes as long as all the rest
-            if type(item) is Usage:
+        for item in batch:
+            if type(item) is Token:  # most are; isinstance() asks msgspec's metaclass, which takes longer than the rest
+                events.append(item)
+            elif isinstance(item, Event):
+                if isinstance(item, Terminal):
+                    raise TypeError("a provider ends with Finish or an exception; terminal events are the run's")
+                events.append(item)
+            elif isinstance(item, Usage):
                 self._usage = item
-            elif type(item) is Finish:
+            else:
                 self._finish = item
                 self._usage = item.usage or self._usage
-            elif type(item) in TERMINAL:
-                raise TypeError("a provider ends with Finish or an exception; terminal events are the run's")
-            else:
-                events.append(item)
         if not self.log.append(events):
             return
         self._last_content = self._now()

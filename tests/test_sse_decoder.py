@@ -109,6 +109,20 @@ def test_an_event_that_never_ends_is_refused_before_it_fills_the_memory() -> Non
     assert (raised.value.code, raised.value.text) == ("upstream_invalid", "The upstream sent an event without an end.")
 
 
+@pytest.mark.parametrize("before", [b"", b"data: a\n\n"], ids=["nothing", "an event"])
+@pytest.mark.parametrize("line", [b"data: xx\n", b"data\n", b": x\n", b"x"])
+def test_an_event_without_an_end_may_be_so_long_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, before: bytes, line: bytes
+) -> None:
+    monkeypatch.setattr(http, "MAX_EVENT_BYTES", 45)
+    decoder = SSEDecoder()
+    assert decoder.feed(before + line * (45 // len(line))) == [b"a"][: len(before)]
+    with pytest.raises(UpstreamError):
+        decoder.feed(line)
+    with pytest.raises(UpstreamError):
+        SSEDecoder().feed(before + line * 46)
+
+
 def test_many_events_are_no_long_event() -> None:
     event = b"data: " + b"x" * (http.MAX_EVENT_BYTES // 4) + b"\n\n"
     decoder = SSEDecoder()
