@@ -26,16 +26,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from providers.registry import Providers
+from providers.registry import Model, Providers
+from streaming.breaker import Breakers
 from streaming.errors import Fault, RequestError, SettingsError
+from streaming.failover import Candidate, Failover
 from streaming.garbage import Collector
+from streaming.limits import Limits
 from streaming.logs import keep_prompts_out
-from streaming.run import Candidate, Limits, Run
+from streaming.metrics import Metrics
+from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings, load
 from wires import ndjson as lines
 from wires.chat import ChatRequest, decode_body, decode_query
 from wires.event_id import EventId, last_event_id, position
+from wires.operations import metrics, ready
 from wires.origin import check_origin
 from wires.problem import PROBLEMS, Problems, problem
 from wires.resource import Links, digest, idempotency_key, json_response, path_of, status
@@ -62,7 +67,9 @@ class Service:
         self.settings = settings
         self.providers = providers
         self.garbage = Collector(is_quiet=lambda: not len(self.runs))
-        self.runs = Runs(settings.keep, settings.keep_bytes, self.garbage.look)
+        self.metrics = Metrics()
+        self.breakers = Breakers(settings.breaker)
+        self.runs = Runs(settings.keep, settings.keep_bytes, self.garbage.look, self.metrics.run_ended)
         self.links = Links(settings.url_secret, settings.keep)
         self.longest = Limits(
             settings.run_timeout,
@@ -141,11 +148,20 @@ class Service:
         body: bytes = b"",
     ) -> Run:
         """Make the run of a request; whoever follows it begins it."""
-        model = self.providers.resolve(chat.model or default, provider)
-        asked = self.providers.prepare(model.provider, chat.to_run(model.model))
-        candidate = Candidate(model.provider, asked, partial(self.providers.load, model.provider))
+        choice = self.providers.choose(chat.model or default, provider)
+        candidates = [self._candidate(model, chat) for model in choice.models]
+        failover = Failover(candidates, choice.on, self.settings.retries)
         limits = chat.limits(self.longest, linger)
-        return self.runs.create(candidate, limits, key=key, asked=digest(str(model), body))
+        return self.runs.create(failover, limits, key=key, asked=digest(str(choice), body))
+
+    def _candidate(self, model: Model, chat: ChatRequest) -> Candidate:
+        return Candidate(
+            model.provider,
+            self.providers.prepare(model.provider, chat.to_run(model.model)),
+            partial(self.providers.load, model.provider),
+            self.breakers.of(str(model)),
+            self.providers.has_effects(model.provider),
+        )
 
     def _follow(self, request: Request, run: Run, seen: EventId | None, *, ndjson: bool = False) -> Response:
         """Follow a run from where the client was: it gets what it has not seen, and 204 once it has seen all."""
@@ -203,11 +219,17 @@ class Service:
 
     async def models(self, request: Request) -> Response:
         """What can be asked for, the default first."""
-        data = [
-            {"id": str(model), "object": "model", "created": self.started, "owned_by": model.provider}
-            for model in self.providers.catalogue()
-        ]
+        known = [(str(model), model.provider) for model in self.providers.catalogue()]
+        known += [(alias, "sidestream") for alias in self.providers.aliases]
+        data = [{"id": name, "object": "model", "created": self.started, "owned_by": owner} for name, owner in known]
         return JSONResponse({"object": "list", "data": data})
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether runs are begun; with `?verbose` how the models fare."""
+        return ready(self.runs.draining, self.breakers, verbose="verbose" in request.query_params)
+
+    async def metric(self, request: Request) -> Response:
+        return metrics(self.metrics, self.breakers)
 
     async def file(self, request: Request, name: str) -> Response:
         """A file of web/: the page, the browser client."""
@@ -283,6 +305,8 @@ def app_of(service: Service) -> Starlette:
         Route("/sidestream.js", partial(service.file, name="sidestream.js")),
         Route("/sidestream.d.ts", partial(service.file, name="sidestream.d.ts")),
         Route("/healthz", lambda request: PlainTextResponse("ok")),
+        Route("/readyz", service.readyz),
+        Route("/metrics", service.metric),
         Route("/v1/models", service.models),
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),
@@ -312,7 +336,7 @@ def create_service(environ: Mapping[str, str]) -> Service:
     """Read the settings and find the providers. Raises SettingsError with every bad value of both."""
     settings, problems = load(environ)
     try:
-        providers = Providers(settings.tables, environ, settings.model, settings.threads)
+        providers = Providers(settings.tables, environ, settings.model, settings.threads, settings.models)
     except SettingsError as exc:
         raise SettingsError(*problems, *exc.problems) from exc
     if problems:

@@ -92,6 +92,7 @@ _BY_VENDOR_CODE = {
     "not_found_error": "upstream_rejected",
     "request_too_large": "upstream_rejected",
 }
+_FOR_LONG = {"insufficient_quota"}  # a 429 that no wait of ours will mend
 _TEXTS = {
     "upstream_auth": "The upstream refused our credentials.",
     "upstream_rejected": "The upstream rejected the request.",
@@ -106,7 +107,12 @@ _TELLS_WHY = {"upstream_rejected", "context_length", "content_filtered"}
 
 
 def upstream_error(
-    *codes: str | None, status: int | None = None, message: object = None, secrets: tuple[str, ...] = ()
+    *codes: str | None,
+    status: int | None = None,
+    message: object = None,
+    secrets: tuple[str, ...] = (),
+    retry_after: float | None = None,
+    again: bool = True,
 ) -> UpstreamError:
     """Map a vendor's error to ours: a telling HTTP status, else the first of `codes` that is known, else unavailable.
 
@@ -118,7 +124,7 @@ def upstream_error(
     text = _TEXTS[code] if status is None else f"{_TEXTS[code][:-1]} (HTTP {status})."
     if code in _TELLS_WHY and isinstance(message, str) and message:
         text = f"{text} It says: {scrub(message, secrets)}"
-    return UpstreamError(code, text)
+    return UpstreamError(code, text, retry_after=retry_after, again=again and not _FOR_LONG.intersection(codes))
 
 
 def _by_status(status: int | None) -> str:

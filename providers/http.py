@@ -6,8 +6,10 @@ rest of the relay. It knows no vendor.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import ModuleType
 from typing import Any, Protocol
@@ -15,8 +17,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 import msgspec
+from msgspec.structs import replace
 
 from streaming.errors import Fault, UpstreamError
+from streaming.events import Finish, ToolCall
 from streaming.request import Emit, ProviderSettings
 
 from . import Client, Item, Translation, scrub, upstream_error
@@ -31,6 +35,10 @@ MAX_EVENT_BYTES = 16 * 2**20
 MAX_ERROR_BYTES = 2**16
 # What a host or a proxy that is none raises, and a kind of proxy for which a package is missing.
 UNUSABLE = (ValueError, httpx2.InvalidURL, ImportError)
+# What a route that leads nowhere raises in the end: it is not waited for a second time.
+SILENT = (TimeoutError, httpx2.TimeoutException)
+MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+NOT_UNDERSTOOD = "The upstream sent something that could not be understood."
 
 
 class SSEDecoder:
@@ -128,11 +136,14 @@ class Upstreams:
         try:
             answer = await self._ask(endpoint, _encode(body))
         except (OSError, httpx2.HTTPError, *UNUSABLE) as exc:
-            raise UpstreamError("upstream_unavailable", "The upstream cannot be reached.") from exc
+            again = not isinstance(exc, (*SILENT, *UNUSABLE))
+            raise UpstreamError("upstream_unavailable", "The upstream cannot be reached.", again=again) from exc
         try:
             await _check(answer, endpoint.secrets)
             telling = _Telling(translation, emit)
             await _pour(answer, telling.take)
+            if not translation.over and not telling.fault and (batch := list(translation.eof())):
+                telling.tell(batch)
             if telling.fault:
                 telling.fault.text = scrub(telling.fault.text, endpoint.secrets)
                 try:
@@ -141,12 +152,8 @@ class Upstreams:
                     del telling  # which has the fault, whose traceback holds this frame, which would hold it
             if translation.over:
                 await _drain(answer)
-            elif batch := list(translation.eof()):
-                emit(batch)
         except httpx2.DecodingError as exc:
-            raise UpstreamError(
-                "upstream_invalid", "The upstream sent something that could not be understood."
-            ) from exc
+            raise UpstreamError("upstream_invalid", NOT_UNDERSTOOD) from exc
         except (OSError, httpx2.HTTPError) as exc:
             raise UpstreamError("upstream_incomplete", "The upstream broke off before the answer was whole.") from exc
         finally:
@@ -216,7 +223,29 @@ async def _refusal(answer: Answer, secrets: tuple[str, ...]) -> UpstreamError:
         error = body.get("error", body) if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
     codes = [code for key in ("code", "type") if isinstance(code := error.get(key), str)]
-    return upstream_error(*codes, status=answer.status, message=error.get("message"), secrets=secrets)
+    return upstream_error(
+        *codes,
+        status=answer.status,
+        message=error.get("message"),
+        secrets=secrets,
+        retry_after=retry_after(answer.headers, time.time()),
+        again=answer.headers.get(b"x-should-retry") != b"false",  # OpenAI's and Anthropic's own word
+    )
+
+
+def retry_after(headers: Mapping[bytes, bytes], now: float) -> float | None:
+    """Return the seconds that an upstream wants to be left alone, if it says: a number, or a date (RFC 9110, 10.2.3).
+
+    `retry-after-ms` is the vendors' own, in milliseconds. `now` is seconds of the Unix epoch.
+    """
+    for name, per_second in ((b"retry-after-ms", 1000.0), (b"retry-after", 1.0)):
+        said = headers.get(name, b"").decode("latin-1")
+        with suppress(ValueError):
+            if (seconds := float(said) / per_second) >= 0:
+                return seconds
+        with suppress(ValueError, OverflowError):
+            return max(0.0, parsedate_to_datetime(said).timestamp() - now)
+    return None
 
 
 def _reader(answer: Answer) -> Callable[[], Awaitable[bytes]]:
@@ -254,13 +283,18 @@ async def _pour(answer: Answer, sink: Callable[[bytes], bool]) -> None:
 
 
 class _Telling:
-    """The way of an answer's bytes to its run."""
+    """The way of an answer's bytes to its run.
+
+    One chunk that cannot be read is passed over, since the others may make a whole answer, and Finish tells of it; the
+    second is a fault. So is a tool call behind the first: it may lack what would make it do something else.
+    """
 
     def __init__(self, translation: Translation, emit: Emit) -> None:
         self.fault: Fault | None = None
         self._feed = SSEDecoder().feed
         self._translation = translation
         self._emit = emit
+        self._skipped = 0
 
     def take(self, chunk: bytes) -> bool:
         """Translate and emit a chunk, and what came whole before a fault in it; tell whether that is all."""
@@ -268,17 +302,34 @@ class _Telling:
         batch: list[Item] = []
         try:
             for data in self._feed(chunk):
-                batch += translation.feed(data)
+                try:
+                    batch += translation.feed(data)
+                except MALFORMED as exc:
+                    if self._skipped:
+                        self._fail(exc)
+                        break
+                    self._skipped = 1
                 if translation.over:
                     break
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            self.fault = UpstreamError("upstream_invalid", "The upstream sent something that could not be understood.")
-            self.fault.__cause__ = exc.with_traceback(None)  # which holds this frame, which holds us
         except Fault as exc:
             self.fault = exc.with_traceback(None)
         if batch:
-            self._emit(batch)
+            self.tell(batch)
         return translation.over or self.fault is not None
+
+    def tell(self, batch: list[Item]) -> None:
+        if self._skipped:
+            batch = [replace(item, skipped_chunks=1) if isinstance(item, Finish) else item for item in batch]
+            call = next((place for place, item in enumerate(batch) if isinstance(item, ToolCall)), None)
+            if call is not None:
+                self._fail(None)
+                batch = batch[:call]
+        self._emit(batch)
+
+    def _fail(self, why: Exception | None) -> None:
+        self.fault = UpstreamError("upstream_invalid", NOT_UNDERSTOOD)
+        # Without its traceback, which has this frame, which has us.
+        self.fault.__cause__ = why and why.with_traceback(None)
 
 
 async def _drain(answer: Answer) -> None:

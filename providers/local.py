@@ -103,8 +103,8 @@ class ModelServer:
                 time.sleep(0.05)  # another worker is starting it
         except OSError as exc:
             text = f"The embedded model cannot be started: {self._folder}: {exc.strerror}."
-            raise UpstreamError("upstream_unavailable", text) from exc
-        raise UpstreamError("upstream_unavailable", "The embedded model did not start in time.")
+            raise UpstreamError("upstream_unavailable", text, again=False) from exc
+        raise UpstreamError("upstream_unavailable", "The embedded model did not start in time.", again=False)
 
     def _close(self) -> None:
         if self._lock is None:
@@ -122,7 +122,9 @@ class ModelServer:
         if self._lock is None:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             if self._folder.lstat().st_uid != os.getuid():
-                raise UpstreamError("upstream_unavailable", "The embedded model's folder belongs to another user.")
+                raise UpstreamError(
+                    "upstream_unavailable", "The embedded model's folder belongs to another user.", again=False
+                )
             lock = (self._folder / "lock").open("wb")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,7 +161,7 @@ class ModelServer:
             url = out.readline().decode().strip() if ready else ""
         if not url:
             child.kill()
-            raise UpstreamError("upstream_unavailable", "The embedded model could not be started.")
+            raise UpstreamError("upstream_unavailable", "The embedded model could not be started.", again=False)
         written = self._folder / "address.new"
         written.write_bytes(msgspec.json.encode(Address(f"{url}/v1", key)))
         written.rename(self._folder / "address")

@@ -9,15 +9,24 @@ import importlib.util
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from streaming.errors import Fault, RequestError, SettingsError
-from streaming.request import FOR_MODELS, FOR_RUNNABLES, Provider, ProviderSettings, RunRequest
+from streaming.request import (
+    FOR_MODELS,
+    FOR_RUNNABLES,
+    MAX_CANDIDATES,
+    Fallbacks,
+    Provider,
+    ProviderSettings,
+    RunRequest,
+)
 
 from . import load_target
 
@@ -80,6 +89,13 @@ class Model(NamedTuple):
         return f"{self.provider}/{self.model}"
 
 
+class Choice(NamedTuple):
+    """Who is to be asked: the models, one after the other, and the faults that are the next one's turn as well."""
+
+    models: tuple[Model, ...]
+    on: frozenset[str] = frozenset()
+
+
 class _Entry:
     """One configured provider: its settings, and itself once somebody needed it."""
 
@@ -96,7 +112,8 @@ class _Entry:
 class Providers:
     """What can be asked for. `tables` are the `[providers.*]` settings; raises SettingsError for the bad ones.
 
-    Of chains and graphs the `options` are where they are, by name. `threads` is how many they have for what blocks.
+    `aliases` are the `[models]`, and `default` is one of them or a model. Of chains and graphs the `options` are where
+    they are, by name. `threads` is how many they have for what blocks.
     """
 
     def __init__(
@@ -105,9 +122,11 @@ class Providers:
         environ: Mapping[str, str],
         default: str = "",
         threads: int = 1,
+        aliases: Mapping[str, list[str] | Fallbacks] = MappingProxyType({}),
     ) -> None:
         self._entries: dict[str, _Entry] = {}
         self._runnables: dict[str, Model] = {}
+        self._aliases: dict[str, Choice] = {}
         self.default: Model | None = None
         self._shared: dict[str, Any] = {}
         self._worker_threads = threads
@@ -128,8 +147,11 @@ class Providers:
                 table = name if name in KINDS and KINDS[name].runnable else f"providers.{name}"
                 problems += [f"{table}: {problem}" for problem in exc.problems]
         self.default = next(iter(self.catalogue()), None)
+        problems += [problem for name, models in aliases.items() for problem in self._take_alias(name, models)]
+        self._default = Choice((self.default,)) if self.default else None
         try:
-            self.default = self.resolve(default)
+            self._default = self.choose(default)
+            self.default = self._default.models[0]
         except RequestError as exc:
             problems.append(f"model: {exc.text}")
         if problems:
@@ -147,9 +169,24 @@ class Providers:
             raise SettingsError(*problems)
         self._runnables |= {name: Model(provider, name) for name in entry.models}
 
+    def _take_alias(self, name: str, models: list[str] | Fallbacks) -> Iterator[str]:
+        """Take an alias, which has a path of its own; yield what is wrong with it."""
+        if not _free(name, {*self._entries, *KINDS, *self._runnables, *RESERVED}):
+            yield f"models.{name}: not a name for a path, or taken"
+        try:
+            choice = self.choose(models)
+        except RequestError as exc:
+            yield f"models.{name}: {exc.text}"
+        else:
+            self._aliases[name] = choice
+
     @property
     def names(self) -> list[str]:
         return list(self._entries)
+
+    @property
+    def aliases(self) -> list[str]:
+        return list(self._aliases)
 
     @property
     def runnables(self) -> list[str]:
@@ -164,8 +201,8 @@ class Providers:
         return next((str(model) for model in self._runnables.values() if model.provider == "langgraph"), None)
 
     def check(self, name: str) -> None:
-        """Raise RequestError unless `name`, of a path, is that of a provider, a graph or a chain."""
-        if name not in self._entries and name not in self._runnables:
+        """Raise RequestError unless `name`, of a path, is that of a provider, a graph, a chain or an alias."""
+        if not any(name in known for known in (self._entries, self._runnables, self._aliases)):
             raise _unknown(f"There is no provider {name[:100]!r}. {self._known()}")
 
     def catalogue(self) -> list[Model]:
@@ -173,6 +210,27 @@ class Providers:
         models = [Model(name, model) for name, entry in self._entries.items() for model in entry.models]
         first = [self.default] if self.default else []
         return first + [model for model in models if model != self.default]
+
+    def choose(self, asked: str | list[str] | Fallbacks | None, fixed: str | None = None) -> Choice:
+        """Find all who are meant: by an alias, or by names of which each is `resolve`'s. Raises RequestError."""
+        if fixed in self._aliases:
+            if asked and asked != fixed:
+                raise _unknown(f"This path is {fixed}'s; ask for others elsewhere.")
+            return self._aliases[fixed]
+        if not asked and fixed is None and self._default:
+            return self._default
+        models: list[Model] = []
+        on: set[str] = set(asked.on) if isinstance(asked, Fallbacks) else set()
+        names = asked.models if isinstance(asked, Fallbacks) else asked if isinstance(asked, list) else [asked]
+        for name in names:
+            if fixed is None and name in self._aliases:
+                models += self._aliases[name].models
+                on |= self._aliases[name].on
+            else:
+                models.append(self.resolve(name, fixed))
+        if len(models) > MAX_CANDIDATES:
+            raise RequestError("invalid_request", f"More than {MAX_CANDIDATES} models.", field="model")
+        return Choice(tuple(models), frozenset(on))
 
     def resolve(self, asked: str | None, fixed: str | None = None) -> Model:
         """Find who is meant by `provider/model`, a provider's name, or a model's; None is the default.
@@ -202,6 +260,8 @@ class Providers:
         self.check(provider)
         if provider in self._runnables:
             raise _unknown(f"{provider} is a model: ask for {self._runnables[provider]}.")
+        if provider in self._aliases:
+            raise _unknown(f"{provider} is an alias: ask for it as it is.")
         entry = self._entries[provider]
         if not model and not entry.models:
             raise _unknown(f"Name a model: {provider}/<model>.")
@@ -211,7 +271,11 @@ class Providers:
         return Model(provider, model)
 
     def _known(self) -> str:
-        return f"Ready: {', '.join([*self._entries, *self._runnables])}."
+        return f"Ready: {', '.join([*self._entries, *self._runnables, *self._aliases])}."
+
+    def has_effects(self, provider: str) -> bool:
+        """Whether it is code of the operator's, which may do things: chains and graphs."""
+        return self._entries[provider].kind.runnable
 
     def prepare(self, provider: str, request: RunRequest) -> RunRequest:
         """Return the request as the provider takes it. Raises RequestError where it asks for what that has not."""

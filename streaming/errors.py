@@ -20,13 +20,23 @@ class Fault(Exception):
     codes: ClassVar[dict[str, tuple[int, bool]]] = {}
 
     def __init__(
-        self, code: str, text: str, *, field: str | None = None, headers: dict[str, str] | None = None
+        self,
+        code: str,
+        text: str,
+        *,
+        field: str | None = None,
+        headers: dict[str, str] | None = None,
+        retry_after: float | None = None,
+        again: bool = True,
     ) -> None:
+        """`retry_after` is how many seconds an upstream wants to be left alone; `again`, if asking it twice may help."""
         super().__init__(text)
         self.code = code
         self.text = text
         self.field = field
         self.headers = headers or {}
+        self.retry_after = retry_after
+        self.again = again
         self.status, self.retryable = self.codes[code]
 
     @property
@@ -73,6 +83,12 @@ class ServiceError(Fault):
         "shutting_down": (503, True),
         "internal": (500, False),
     }
+
+
+# What may pass: the same upstream is asked again where it has said nothing yet.
+AGAIN = {"upstream_rate_limited", "upstream_unavailable", "upstream_incomplete"}
+# What another upstream may do better, whatever the request is.
+ELSEWHERE = AGAIN | {"upstream_invalid", "graph_failed", "first_token_timeout", "idle_timeout", "internal"}
 
 
 class SettingsError(Exception):

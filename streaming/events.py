@@ -24,11 +24,15 @@ class Usage(Struct, frozen=True):
 
 
 class Finish(Struct, frozen=True):
-    """A provider's last word: the answer is whole. The run makes `done` of it; clients never see this one."""
+    """A provider's last word: the answer is whole. The run makes `done` of it; clients never see this one.
+
+    `skipped_chunks` were sent by the upstream and could not be read.
+    """
 
     reason: FinishReason
     usage: Usage | None = None
     model: str | None = None
+    skipped_chunks: int = 0
 
 
 class Event(Struct, frozen=True):
@@ -63,7 +67,10 @@ class Delta(Event, frozen=True):
 
 
 class Start(Event, frozen=True):
-    """Opens a run. `thread_id` names the thread of a graph that keeps one: the next request may go on with it."""
+    """Opens a run, and again where another candidate takes over.
+
+    `thread_id` names the thread of a graph that keeps one: the next request may go on with it.
+    """
 
     name = "start"
     run: str
@@ -71,6 +78,13 @@ class Start(Event, frozen=True):
     model: str
     created: int
     thread_id: str | UnsetType = UNSET
+
+
+class Reset(Event, frozen=True):
+    """What was said since the last `start` is void: another candidate begins anew. `reason` is an error's code."""
+
+    name = "reset"
+    reason: str
 
 
 class Token(Delta, frozen=True):
@@ -219,7 +233,10 @@ class Terminal(Event, frozen=True):
 
 
 class Done(Terminal, frozen=True, kw_only=True):
-    """The answer is whole. `tokens` counts the content deltas; times are milliseconds from the run's start."""
+    """The answer is whole. `tokens` counts its content deltas; times are milliseconds from the run's start.
+
+    `skipped_chunks` of the upstream's could not be read, so something may lack; left out where there are none.
+    """
 
     name = "done"
     done: Literal[True] = True
@@ -229,6 +246,7 @@ class Done(Terminal, frozen=True, kw_only=True):
     tokens: int
     ttft_ms: int | None
     latency_ms: int
+    skipped_chunks: int | UnsetType = UNSET
 
 
 class Error(Terminal, frozen=True, kw_only=True):

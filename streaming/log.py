@@ -11,7 +11,7 @@ per viewer, and a slow viewer costs nothing and holds nobody up.
 A delta that goes on where the one before left off is kept as its bare text. So what is ready is joined by one
 `str.join`, whether that is one token or 100,000, and a token takes half the memory of its struct.
 
-It does not know what events mean, but that a Terminal is the last.
+It does not know what events mean, but that a Terminal is the last, and that a Reset makes void what was before it.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from .events import Delta, Event, Terminal
+from .events import Delta, Event, Reset, Terminal
 
 # What an event costs beside its text, by sys.getsizeof: the struct (72), its string's header (49), a slot in the list
 # (8). Of a delta that is kept as bare text, which most of a long answer is, it is twice the cost.
@@ -38,20 +38,21 @@ class EventLog:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # what others read, then our own
-        "size", "deltas", "characters", "closed", "_run_id", "_entries", "_heads", "_last", "_loop", "_waiting",
-        "_shared", "__weakref__",
+        "size", "deltas", "characters", "closed", "_run_id", "_entries", "_heads", "_last", "_answer", "_loop",
+        "_waiting", "_shared", "__weakref__",
     )
     # fmt: on
 
     def __init__(self, run_id: str = "") -> None:
         self.size = 0
-        self.deltas = 0
-        self.characters = 0  # of the deltas' text
+        self.deltas = 0  # of the answer: since the last Reset
+        self.characters = 0  # of their text
         self.closed = False
         self._run_id = run_id.encode()
         self._entries: list[Any] = []  # an Event, or the text of a delta that goes on
         self._heads: list[int] = []  # where an entry is an event; what follows until the next one goes on with its text
         self._last: Delta | None = None
+        self._answer = 0  # where it begins
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._shared: dict[Encode, tuple[int, int, bytes]] = {}
@@ -77,6 +78,9 @@ class EventLog:
                 if not isinstance(event, Delta):
                     last = None
                     self.size += size_of(event)
+                    if isinstance(event, Reset):
+                        self.deltas = self.characters = 0
+                        self._answer = len(entries) + 1
                 elif event.is_empty:
                     continue
                 else:
@@ -145,8 +149,8 @@ class EventLog:
         return found
 
     def text(self, kind: type[Delta]) -> str:
-        """Return all text of one kind of delta."""
-        return "".join(event.text for _, event in self.merged(0) if isinstance(event, kind))
+        """Return all text of one kind of delta, of the answer as it stands."""
+        return "".join(event.text for _, event in self.merged(self._answer) if isinstance(event, kind))
 
     def ended(self, after: int) -> bool:
         """Tell whether nothing will ever follow the position `after`."""

@@ -200,6 +200,20 @@ class ProviderSettings(Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
+MAX_CANDIDATES = 10
+ModelNames = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_CANDIDATES)]
+
+
+class Fallbacks(Struct, frozen=True, forbid_unknown_fields=True):
+    """Models to ask one after the other until one answers.
+
+    Refusals of the request are not the next one's turn, but for those that `on` names.
+    """
+
+    models: ModelNames
+    on: list[Literal["upstream_auth", "upstream_rejected", "content_filtered", "context_length"]] = []
+
+
 Emit = Callable[[Sequence[Event | Usage | Finish]], None]
 
 

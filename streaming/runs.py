@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable
 
 from .errors import RequestError, ServiceError
-from .run import Candidate, Limits, Run
+from .failover import Failover
+from .limits import Limits
+from .run import Run
 
 # What a run that is kept holds beside its events: 2.0 KB by tracemalloc, over 2,000 of them.
 RUN_OVERHEAD = 2048
@@ -21,11 +23,18 @@ class Runs:
     """The runs of this process: those that go on, and those that are over and kept for whoever comes back.
 
     A run that is over is kept for `keep` seconds, and all of them in at most `keep_bytes`; the oldest go first.
-    `on_quiet` is called whenever the last of those that go on has ended.
+    `on_end` is called with each that has ended, `on_quiet` whenever it was the last of those that go on.
     """
 
-    def __init__(self, keep: float, keep_bytes: int, on_quiet: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        keep: float,
+        keep_bytes: int,
+        on_quiet: Callable[[], object] = lambda: None,
+        on_end: Callable[[Run], object] = lambda run: None,
+    ) -> None:
         self._on_quiet = on_quiet
+        self._on_end = on_end
         self._keep = keep
         self._keep_bytes = keep_bytes
         self._runs: dict[str, Run] = {}
@@ -34,15 +43,13 @@ class Runs:
         self._kept_bytes = 0
         self._keys: dict[tuple[str, str], tuple[Run, bytes]] = {}
         self._clock: asyncio.TimerHandle | None = None
-        self._draining = False
+        self.draining = False
 
     def __len__(self) -> int:
         """How many go on."""
         return len(self._active)
 
-    def create(
-        self, candidate: Candidate, limits: Limits, *, owner: str = "", key: str = "", asked: bytes = b""
-    ) -> Run:
+    def create(self, failover: Failover, limits: Limits, *, owner: str = "", key: str = "", asked: bytes = b"") -> Run:
         """Return the run of a request, for whoever follows it to begin.
 
         An idempotency `key` is its owner's, and is reserved here, before anything is asked of an upstream: while its
@@ -56,7 +63,7 @@ class Runs:
                 raise RequestError("conflict", text, field="Idempotency-Key")
             run.linger_for(limits.linger)
             return run
-        run = Run(candidate, limits, owner, key)
+        run = Run(failover, limits, owner, key)
         if key:
             self._keys[owner, key] = run, asked
         return run
@@ -65,7 +72,7 @@ class Runs:
         """Start a run, unless it was. Raises ServiceError shutting_down once `drain` was called."""
         if run.started:
             return
-        if self._draining:
+        if self.draining:
             self._keys.pop((run.owner, run.key), None)
             raise ServiceError("shutting_down", "The service is shutting down.")
         self._runs[run.id] = run
@@ -81,6 +88,7 @@ class Runs:
 
     def _retire(self, run: Run) -> None:
         self._active.discard(run)
+        self._on_end(run)
         if not self._active:
             self._on_quiet()
         if _weight(run) > self._keep_bytes:  # it would drive out all others, and then go itself
@@ -108,7 +116,7 @@ class Runs:
 
     def drain(self) -> None:
         """Begin no more runs and end those that go on; their viewers get the terminal event."""
-        self._draining = True
+        self.draining = True
         for run in list(self._active):
             run.end("draining")
 

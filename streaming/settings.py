@@ -14,7 +14,9 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import FieldInfo, replace
 
-from .request import WEEK, ProviderSettings, Seconds
+from .breaker import BreakerPolicy
+from .failover import Retries
+from .request import WEEK, Fallbacks, ModelNames, ProviderSettings, Seconds
 
 PREFIX = "SIDESTREAM_"
 Bytes = Annotated[int, Meta(gt=0)]
@@ -31,9 +33,33 @@ class Settings(Struct, frozen=True, kw_only=True):
     model: Annotated[str, Doc(description="default model, `provider/model`; else the first provider that is ready")] = (
         ""
     )
+    models: Annotated[
+        dict[str, ModelNames | Fallbacks],
+        Doc(description="aliases: a name for models to ask one after the other until one answers"),
+    ] = field(default_factory=dict)
     run_timeout: Annotated[Seconds, Doc(description="longest a run may take, seconds")] = 600.0
     first_token_timeout: Annotated[Seconds, Doc(description="longest wait for the first content, seconds")] = 120.0
     idle_timeout: Annotated[Seconds, Doc(description="longest silence between contents, seconds")] = 60.0
+    max_retries: Annotated[
+        int, Meta(ge=0, le=20), Doc(description="how often a model that said nothing yet is asked again")
+    ] = 2
+    retry_delay: Annotated[
+        Seconds,
+        Doc(description="wait before it is asked again, seconds: twice as long each time, half of it at random"),
+    ] = 0.5
+    max_retry_after: Annotated[
+        float,
+        Meta(ge=0, le=WEEK),
+        Doc(description="longest `Retry-After` of an upstream that is waited for, seconds"),
+    ] = 10.0
+    breaker_share: Annotated[
+        float,
+        Meta(gt=0, le=1),
+        Doc(description="share of failed attempts from which on another model is asked first, if there is one"),
+    ] = 0.5
+    breaker_attempts: Annotated[int, Meta(ge=1), Doc(description="of at least so many attempts")] = 5
+    breaker_window: Annotated[Seconds, Doc(description="within so many seconds")] = 30.0
+    breaker_pause: Annotated[Seconds, Doc(description="for so many seconds; then one attempt tries it")] = 10.0
     max_run_bytes: Annotated[Bytes, Doc(description="largest answer kept, bytes; past it the run ends")] = 16 * 2**20
     max_body_bytes: Annotated[Bytes, Doc(description="largest request body, bytes")] = 16 * 2**20
     ping_interval: Annotated[
@@ -90,6 +116,14 @@ class Settings(Struct, frozen=True, kw_only=True):
                 tables[kind] = replace(tables.get(kind, ProviderSettings()), options=targets)
         return tables
 
+    @property
+    def retries(self) -> Retries:
+        return Retries(self.max_retries, self.retry_delay, self.max_retry_after)
+
+    @property
+    def breaker(self) -> BreakerPolicy:
+        return BreakerPolicy(self.breaker_share, self.breaker_attempts, self.breaker_window, self.breaker_pause)
+
 
 def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
     """Read the settings. Beside them comes a list of every bad value and every name that is no setting."""
@@ -117,8 +151,10 @@ def _convert(raw: Any, spec: FieldInfo) -> Any:
     if isinstance(raw, str):
         raw = _parsed(raw, spec.name)
     if isinstance(raw, dict) and spec.name == "providers":
-        return {name: _named(name, table) for name, table in raw.items()}
-    if isinstance(raw, dict):
+        return {name: _named(name, table, ProviderSettings) for name, table in raw.items()}
+    if isinstance(raw, dict) and spec.name == "models":
+        return {name: _named(name, models, ModelNames | Fallbacks) for name, models in raw.items()}
+    if isinstance(raw, dict) and spec.name in SPELLINGS.values():
         for name, target in raw.items():
             if not isinstance(target, str) or not TARGET.fullmatch(target):
                 raise msgspec.ValidationError(f"{name}: Expected `module:attr`, got `{target}`")
@@ -131,7 +167,7 @@ def _parsed(text: str, name: str) -> Any:
         return [origin for part in text.split(",") if (origin := part.strip())]
     if name in SPELLINGS.values() and not text.lstrip().startswith("{"):
         return _pairs(text)
-    return msgspec.json.decode(text) if name in ("providers", *SPELLINGS.values()) else text
+    return msgspec.json.decode(text) if name in ("models", "providers", *SPELLINGS.values()) else text
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -146,9 +182,9 @@ def _pairs(text: str) -> dict[str, str]:
     return pairs
 
 
-def _named(name: str, table: Any) -> ProviderSettings:
+def _named(name: str, table: Any, kind: Any) -> Any:
     try:
-        return msgspec.convert(table, ProviderSettings, strict=False)
+        return msgspec.convert(table, kind, strict=False)
     except msgspec.ValidationError as exc:
         raise msgspec.ValidationError(f"{name}: {exc}") from exc
 

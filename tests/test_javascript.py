@@ -201,6 +201,18 @@ def test_a_failed_answer_is_told_as_an_event_and_thrown(node: Run) -> None:
         assert text == "The script says that the upstream fails here."
 
 
+def test_an_answer_that_is_taken_back_is_not_in_the_text(node: Run) -> None:
+    script = """
+    let heard = "";
+    const onToken = (text) => { heard += text; }, onReset = (reason) => { tell(reason, heard); heard = ""; };
+    const answer = stream(input, { ...options, onToken, onReset }), { text, data } = await answer.result;
+    tell(text === heard, text === answer.text, text.slice(0, 6), data.model);
+    """
+    with node(script, {"message": "Hi", "model": ["scripted/cut", "scripted/hello"]}) as answer:
+        assert answer.next() == ["upstream_incomplete", "The connection breaks in the middle of this"]
+        assert answer.next() == [True, True, "Hello!", "hello"]
+
+
 def test_an_answer_that_somebody_else_stops_is_no_whole_one(upstream: Upstream, node: Run) -> None:
     upstream.play(Head(), chat({"content": "One"}), HOLD)
     script = """

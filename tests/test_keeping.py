@@ -15,9 +15,10 @@ from msgspec.structs import replace
 
 from streaming.errors import RequestError, ServiceError
 from streaming.events import Cancelled, Done, Token
+from streaming.failover import Candidate, Failover
 from streaming.log import follow, size_of
 from streaming.request import Message, RunRequest
-from streaming.run import Candidate, Run
+from streaming.run import Run
 from streaming.runs import RUN_OVERHEAD, Runs
 
 from .asgi import run_ahead, time_passes
@@ -37,7 +38,7 @@ def begun(runs: Runs, *steps: Step, request: RunRequest = REQUEST, **asked: Any)
     async def load() -> Any:
         return Plays(*steps)
 
-    run = runs.create(Candidate("test", request, load), LIMITS, **asked)
+    run = runs.create(Failover([Candidate("test", request, load)]), LIMITS, **asked)
     runs.begin(run)
     return run
 
@@ -219,7 +220,7 @@ def test_a_run_is_its_owners_and_to_others_as_if_there_were_none() -> None:
 
 def test_a_run_that_was_only_created_cannot_be_found() -> None:
     runs = new_runs()
-    run = runs.create(Candidate("test", REQUEST, Plays), LIMITS)
+    run = runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS)
     assert (found(runs, run), len(runs)) == ([False], 0)
 
 
@@ -244,7 +245,7 @@ def test_a_key_stands_for_its_run_while_that_goes_on_or_is_kept() -> None:
         first = begun(runs, 5.0, STOP, key="k", asked=b"1")
         for seconds in (0, 5, KEEP - 0.25, 0.25):
             await time_passes(seconds)
-            again = runs.create(Candidate("test", REQUEST, Plays), LIMITS, key="k", asked=b"1")
+            again = runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"1")
             same.append(again is first)
         return same
 
@@ -298,10 +299,12 @@ def test_without_a_key_every_request_is_its_own() -> None:
 
 def test_a_key_is_reserved_before_its_run_begins() -> None:
     runs = new_runs()
-    first, second = (runs.create(Candidate("test", REQUEST, Plays), LIMITS, key="k", asked=b"1") for _ in range(2))
+    first, second = (
+        runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"1") for _ in range(2)
+    )
     assert first is second
     with pytest.raises(RequestError, match="stands for another request"):
-        runs.create(Candidate("test", REQUEST, Plays), LIMITS, key="k", asked=b"2")
+        runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"2")
 
 
 # The end of the process
@@ -330,14 +333,16 @@ def test_a_run_that_is_refused_while_draining_leaves_nothing_behind() -> None:
     async def test() -> tuple[list[bool], int, bool]:
         runs = new_runs()
         runs.drain()
-        run = runs.create(Candidate("test", REQUEST, Plays), replace(LIMITS, linger=300), key="k", asked=b"1")
+        run = runs.create(
+            Failover([Candidate("test", REQUEST, Plays)]), replace(LIMITS, linger=300), key="k", asked=b"1"
+        )
 
         def view() -> None:
             with run.viewing():
                 runs.begin(run)
 
         assert refusal(view)[0] == "shutting_down"
-        again = runs.create(Candidate("test", REQUEST, Plays), LIMITS, key="k", asked=b"2")
+        again = runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"2")
         return found(runs, run), timers(), again is run
 
     assert run_ahead(test()) == ([False], 0, False)
@@ -365,7 +370,7 @@ def test_who_asks_again_under_a_key_starts_the_linger_clock_anew() -> None:
 
     async def test() -> list[str]:
         runs, found = new_runs(), []
-        candidate = Candidate("test", REQUEST, partial(load, Plays(1000.0)))
+        candidate = Failover([Candidate("test", REQUEST, partial(load, Plays(1000.0)))])
         limits = replace(LIMITS, linger=3.0)
         run = runs.create(candidate, limits, key="k")
         runs.begin(run)

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.errors import RequestError
+from streaming.failover import Candidate, Failover
+from streaming.limits import Limits
 from streaming.request import Message, RunRequest
-from streaming.run import Candidate, Limits, Run
+from streaming.run import Run
 from wires.resource import Links
 
 from .client import Client, delete, get, post
@@ -30,7 +32,9 @@ async def nobody() -> Any:
 
 
 def new_run(created: float | None = None) -> Run:
-    run = Run(Candidate("openai", RunRequest(model="gpt", messages=[Message("user", "Hi")]), nobody), LIMITS)
+    run = Run(
+        Failover([Candidate("openai", RunRequest(model="gpt", messages=[Message("user", "Hi")]), nobody)]), LIMITS
+    )
     run.created = run.created if created is None else created
     return run
 

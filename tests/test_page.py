@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from .client import DEADLINE
-from .conftest import Service
+from .conftest import Service, Start
 from .proxy import Proxy, Refuse
 from .recorded import chat
 from .upstream import END, HOLD, PAUSE, Head, Upstream
@@ -99,6 +99,29 @@ def test_the_upstream_ends_when_the_person_stops(page: Page, relay: Service, ups
     else:
         expect(page.get_by_test_id("answer")).to_have_text("A long story")
         expect(page.get_by_text("stopped", exact=True)).to_be_visible()
+
+
+# An answer that is taken back
+
+
+def test_an_answer_that_is_taken_back_goes_and_the_other_one_stands(page: Page, start_service: Start) -> None:
+    service = start_service(SIDESTREAM_MODELS='{"rescued": ["scripted/cut", "scripted/hello"]}')
+    ask(page, service, "Hi", "rescued")
+    expect(page.get_by_test_id("answer")).to_contain_text("need no key.")
+    idle(page)
+    expect(page.get_by_test_id("answer")).not_to_contain_text("breaks in the middle")
+    expect(page.get_by_text("The model that answered first broke off")).to_be_visible()
+    expect(page.get_by_role("heading", name="scripted/hello")).to_be_visible()
+    page.reload()
+    expect(page.get_by_test_id("answer")).to_contain_text("need no key.")
+    expect(page.get_by_test_id("answer")).not_to_contain_text("breaks in the middle")
+
+
+def test_an_answer_that_may_lack_something_says_so(page: Page, relay: Service, upstream: Upstream) -> None:
+    upstream.play(Head(), chat({"content": "One"}), b"data: {broken\n\n", chat({"content": " three"}), *STOP)
+    ask(page, relay, "Count", "openai/gpt-4o-mini")
+    expect(page.get_by_test_id("answer")).to_have_text("One three")
+    expect(page.get_by_text("so something may lack")).to_be_visible()
 
 
 # Reloads

@@ -19,10 +19,19 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from providers import registry, scripted
-from providers.registry import KINDS, RESERVED, SCRIPTS, Model, Providers
+from providers.registry import KINDS, RESERVED, SCRIPTS, Choice, Model, Providers
 from streaming.errors import RequestError, SettingsError
 from streaming.events import Finish, Token, Updates
-from streaming.request import FOR_MODELS, FOR_RUNNABLES, Emit, Message, ProviderSettings, RunnableConfig, RunRequest
+from streaming.request import (
+    FOR_MODELS,
+    FOR_RUNNABLES,
+    Emit,
+    Fallbacks,
+    Message,
+    ProviderSettings,
+    RunnableConfig,
+    RunRequest,
+)
 
 from .asgi import run
 
@@ -274,6 +283,77 @@ def test_every_model_of_the_catalogue_can_be_asked_for_by_its_id() -> None:
 def test_the_default_may_be_set_in_any_form(default: str, model: Model) -> None:
     known = providers(KNOWN, default=default)
     assert (known.default, known.resolve(None)) == (model, model)
+
+
+GREY, BLUE, M1, HELLO = Model("polly", "grey"), Model("polly", "blue"), Model("mine", "m1"), Model("scripted", "hello")
+ALIASES: dict[str, list[str] | Fallbacks] = {
+    "birds": ["polly/grey", "blue"],
+    "all": Fallbacks(["mine", "birds"], ["context_length"]),
+}
+
+
+def with_aliases(default: str = "", **aliases: list[str] | Fallbacks) -> Providers:
+    tables = {"local": ProviderSettings(enabled=False), **KNOWN}
+    return Providers(tables, {}, default, aliases=aliases or ALIASES)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fixed", "choice"),
+    [
+        ("blue", None, Choice((BLUE,))),
+        (["blue"], None, Choice((BLUE,))),
+        (["hello", "mine/m1", "hello"], None, Choice((HELLO, M1, HELLO))),
+        (Fallbacks(["blue", "hello"], ["upstream_auth"]), None, Choice((BLUE, HELLO), frozenset({"upstream_auth"}))),
+        ("birds", None, Choice((GREY, BLUE))),
+        (None, "birds", Choice((GREY, BLUE))),
+        ("birds", "birds", Choice((GREY, BLUE))),
+        ("all", None, Choice((M1, GREY, BLUE), frozenset({"context_length"}))),
+        (["hello", "all"], None, Choice((HELLO, M1, GREY, BLUE), frozenset({"context_length"}))),
+        (["blue", "polly/grey"], "polly", Choice((BLUE, GREY))),
+        (None, None, Choice((M1,))),
+        ("", None, Choice((M1,))),
+        (None, "polly", Choice((GREY,))),
+    ],
+)
+def test_several_are_asked_for_by_a_list_or_an_alias(
+    asked: str | list[str] | Fallbacks | None, fixed: str | None, choice: Choice
+) -> None:
+    known = with_aliases()
+    assert known.choose(asked, fixed) == choice
+    if fixed:
+        known.check(fixed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fixed", "text"),
+    [
+        (["blue", "nothing"], None, "There is no model 'nothing'."),
+        (["nobody/x"], None, "There is no provider 'nobody'."),
+        ("birds/x", None, "birds is an alias: ask for it as it is."),
+        ("blue", "birds", "This path is birds's; ask for others elsewhere."),
+        (["birds"] * 6, None, "More than 10 models."),
+    ],
+)
+def test_a_list_with_somebody_unknown_is_refused_whole(asked: str | list[str], fixed: str | None, text: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        with_aliases().choose(asked, fixed)
+    assert raised.value.text.startswith(text)
+    assert raised.value.field == "model"
+
+
+def test_an_alias_may_be_the_default() -> None:
+    known = with_aliases("birds")
+    assert (known.choose(None), known.default, known.catalogue()[0]) == (Choice((GREY, BLUE)), GREY, GREY)
+
+
+def test_every_bad_alias_is_named() -> None:
+    with pytest.raises(SettingsError) as raised:
+        with_aliases(a=["nobody/x"], chat=["blue"], polly=["blue"], openai=["blue"], **{"a/b": ["blue"]})
+    taken = "not a name for a path, or taken"
+    assert list(raised.value.problems) == [
+        "models.a: There is no provider 'nobody'. Ready: mine, polly, bare, scripted.",
+        *(f"models.{name}: {taken}" for name in ("chat", "polly", "openai", "a/b")),
+    ]
 
 
 def test_a_default_that_is_not_ready_is_a_problem() -> None:

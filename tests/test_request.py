@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from streaming.errors import RequestError
-from streaming.request import FOR_MODELS, FOR_RUNNABLES, Message, Options, RunnableConfig
+from streaming.request import FOR_MODELS, FOR_RUNNABLES, Fallbacks, Message, Options, RunnableConfig
 from wires.chat import ChatRequest, decode_body, decode_query
 
 MODES = ["values", "updates", "messages", "custom", "tasks", "checkpoints", "debug"]
@@ -286,3 +286,46 @@ def test_without_anything_of_its_own_a_request_needs_a_message() -> None:
 )
 def test_the_characters_of_a_prompt_are_those_of_its_input(fields: dict[str, Any], characters: int) -> None:
     assert body(**fields).to_run("m").characters == characters
+
+
+# Models
+
+ON = ["upstream_auth", "upstream_rejected", "content_filtered", "context_length"]
+MODELS: list[tuple[Any, Any]] = [
+    (None, None),
+    ("a/b", "a/b"),
+    (["a/b", "c"], ["a/b", "c"]),
+    ({"models": ["a"], "on": ON}, Fallbacks(["a"], ON)),
+    ({"models": ["a", "a"]}, Fallbacks(["a", "a"])),
+]
+
+
+@pytest.mark.parametrize(("said", "model"), MODELS)
+def test_a_model_is_a_name_or_several(said: Any, model: Any) -> None:
+    assert body(message="Hi", model=said).model == model
+    if said is not None:
+        assert query(message="Hi", model=said if isinstance(said, str) else json.dumps(said)).model == model
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ([], "Bad request: Expected `array` of length >= 1 - at `$.model`."),
+        (["m"] * 11, "Bad request: Expected `array` of length <= 10 - at `$.model`."),
+        ([""], "Bad request: Expected `str` of length >= 1 - at `$.model[0]`."),
+        ([["m"]], "Bad request: Expected `str`, got `array` - at `$.model[0]`."),
+        (1, "Bad request: Expected `str | object | array | null`, got `int` - at `$.model`."),
+        ({}, "Bad request: Object missing required field `models` - at `$.model`."),
+        (
+            {"models": ["m"], "on": ["idle_timeout"]},
+            "Bad request: Invalid enum value 'idle_timeout' - at `$.model.on[0]`.",
+        ),
+        ({"models": ["m"], "off": []}, "Bad request: Object contains unknown field `off` - at `$.model`."),
+    ],
+)
+def test_what_is_no_model_is_refused(said: Any, text: str) -> None:
+    assert refused(body, message="Hi", model=said) == (text, "model")
+
+
+def test_a_list_of_models_that_is_no_json_is_refused() -> None:
+    assert refused(query, message="Hi", model='["a"') == ("`model` is not valid JSON.", "model")

@@ -43,6 +43,9 @@ def told(run: Run, **differing: Any) -> None:
         "latency_ms": 0,
         "usage": Usage(3, 0, estimated=True),
         "viewers": 0,
+        "retries": 0,
+        "failovers": 0,
+        "resets": 0,
         "ending": None,
     }
     assert set(differing) <= set(plain)

@@ -30,9 +30,11 @@ from streaming.events import (
     ToolResult,
     Usage,
 )
+from streaming.failover import Candidate, Failover
+from streaming.limits import Limits
 from streaming.log import size_of
 from streaming.request import Emit, FunctionCall, ImagePart, ImageURL, Message, MessageToolCall, RunRequest, TextPart
-from streaming.run import CancelReason, Candidate, Limits, Run
+from streaming.run import CancelReason, Run
 from streaming.runs import Runs
 
 from .asgi import run_ahead, time_passes
@@ -70,7 +72,7 @@ def run_of(provider: Any, limits: Limits = LIMITS, request: RunRequest = REQUEST
     async def load() -> Any:
         return provider
 
-    return Run(Candidate("test", request, load), limits)
+    return Run(Failover([Candidate("test", request, load)]), limits)
 
 
 def heard(run: Run) -> list[Event]:
@@ -197,7 +199,7 @@ def test_a_provider_that_cannot_be_loaded_ends_the_run() -> None:
         raise UpstreamError("upstream_unavailable", "It did not start.")
 
     async def test() -> list[Event]:
-        run = Run(Candidate("test", REQUEST, load), LIMITS)
+        run = Run(Failover([Candidate("test", REQUEST, load)]), LIMITS)
         run.start()
         await run.wait()
         return heard(run)
@@ -223,7 +225,7 @@ def test_deadlines_begin_with_the_run_though_its_provider_loads_for_long() -> No
         return Plays(2, HELLO, STOP)
 
     async def test() -> list[Event]:
-        run = Run(Candidate("test", REQUEST, load), LIMITS)
+        run = Run(Failover([Candidate("test", REQUEST, load)]), LIMITS)
         run.start()
         await run.wait()
         return heard(run)
@@ -632,8 +634,7 @@ def test_an_ended_run_is_soon_forgotten_by_the_loop() -> None:
         run = run_of(Plays(HELLO, STOP))
         run.start()
         await run.wait()
-        assert run._clock.cancelled()
-        return len(asyncio.all_tasks())
+        return len(asyncio.all_tasks()) + clocks()
 
     assert run_ahead(test()) == 1
 
@@ -870,10 +871,10 @@ def test_the_usage_of_a_run_that_is_over_is_what_its_end_says(steps: Sequence[St
     async def test() -> tuple[Usage, Usage, Usage]:
         run = run_of(Plays(1.0, *steps))
         run.start()
-        before = run.usage
+        before = run.answer.usage
         await run.wait()
         assert isinstance(run.terminal, Done | Error)
-        return before, run.terminal.usage, run.usage
+        return before, run.terminal.usage, run.answer.usage
 
     before, at_the_end, after = run_ahead(test())
     assert before == NOTHING

@@ -34,9 +34,10 @@ from streaming.events import (
     ToolResult,
     Usage,
 )
+from streaming.limits import Limits
 from streaming.log import size_of
 from streaming.request import Emit, RunRequest
-from streaming.run import Limits, Run
+from streaming.run import Run
 from streaming.runs import RUN_OVERHEAD, Runs
 
 from .asgi import Exchange, make_app, run_ahead, service_of, time_passes
@@ -111,7 +112,7 @@ class Watched(Runs):
         self.over: dict[Run, float] = {}
 
     def begin(self, run: Run) -> None:
-        fresh = not run.started and run._candidate
+        fresh = not run.started and run.answer._candidate
         super().begin(run)
         if fresh:
             self.begun[str(fresh.request.messages[0].content)] = now(), run
@@ -716,7 +717,8 @@ async def pending() -> list[object]:
 
 async def play_out(conditions: Conditions, script: list[tuple[Op, int]]) -> World:
     providers = json.dumps({"puppet": {"use": f"{__name__}:Puppet", "models": ["m"]}})
-    world = World(await make_app(SIDESTREAM_PROVIDERS=providers, SIDESTREAM_MODEL="puppet/m"), conditions)
+    settings = {"SIDESTREAM_MODEL": "puppet/m", "SIDESTREAM_MAX_RETRIES": "0"}  # the model knows of none
+    world = World(await make_app(SIDESTREAM_PROVIDERS=providers, **settings), conditions)
     await time_passes(1)
     for op, turns in script:
         await world.do(op)

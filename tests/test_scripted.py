@@ -20,8 +20,10 @@ from streaming.events import (
     ToolCallDelta,
     ToolResult,
 )
+from streaming.failover import Candidate, Failover
+from streaming.limits import Limits
 from streaming.request import ImagePart, ImageURL, Message, ProviderSettings, RunRequest, TextPart
-from streaming.run import Candidate, Limits, Run
+from streaming.run import Run
 
 from .asgi import run_ahead, time_passes
 
@@ -41,7 +43,7 @@ def play(asked: RunRequest, limits: Limits = LIMITS) -> list[Event]:
         return SCRIPTED
 
     async def test() -> list[Event]:
-        run = Run(Candidate("scripted", asked, load), limits)
+        run = Run(Failover([Candidate("scripted", asked, load)]), limits)
         run.start()
         await run.wait()
         return run.log.read(1)

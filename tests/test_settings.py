@@ -11,7 +11,7 @@ import pytest
 
 from service import create_service
 from streaming.errors import SettingsError
-from streaming.request import ProviderSettings
+from streaming.request import Fallbacks, ProviderSettings
 from streaming.settings import Settings, load
 
 from .client import DEADLINE
@@ -19,9 +19,17 @@ from .conftest import FOREIGN, ROOT
 
 DEFAULTS: dict[str, Any] = {
     "model": "",
+    "models": {},
     "run_timeout": 600.0,
     "first_token_timeout": 120.0,
     "idle_timeout": 60.0,
+    "max_retries": 2,
+    "retry_delay": 0.5,
+    "max_retry_after": 10.0,
+    "breaker_share": 0.5,
+    "breaker_attempts": 5,
+    "breaker_window": 30.0,
+    "breaker_pause": 10.0,
     "max_run_bytes": 16_777_216,
     "max_body_bytes": 16_777_216,
     "ping_interval": 15.0,
@@ -66,6 +74,19 @@ ENVIRONMENT = [
     ("RUN_TIMEOUT", "5", {"run_timeout": 5.0}),
     ("FIRST_TOKEN_TIMEOUT", "0.5", {"first_token_timeout": 0.5}),
     ("IDLE_TIMEOUT", "1e3", {"idle_timeout": 1000.0}),
+    ("MODELS", '{"fast": ["a/b", "c"]}', {"models": {"fast": ["a/b", "c"]}}),
+    (
+        "MODELS",
+        '{"long": {"models": ["a"], "on": ["context_length"]}}',
+        {"models": {"long": Fallbacks(["a"], ["context_length"])}},
+    ),
+    ("MAX_RETRIES", "0", {"max_retries": 0}),
+    ("RETRY_DELAY", "0.1", {"retry_delay": 0.1}),
+    ("MAX_RETRY_AFTER", "0", {"max_retry_after": 0.0}),
+    ("BREAKER_SHARE", "1", {"breaker_share": 1.0}),
+    ("BREAKER_ATTEMPTS", "1", {"breaker_attempts": 1}),
+    ("BREAKER_WINDOW", "60", {"breaker_window": 60.0}),
+    ("BREAKER_PAUSE", "0.5", {"breaker_pause": 0.5}),
     ("MAX_RUN_BYTES", "1", {"max_run_bytes": 1}),
     ("MAX_BODY_BYTES", "1000", {"max_body_bytes": 1000}),
     ("PING_INTERVAL", "0", {"ping_interval": 0.0}),
@@ -176,6 +197,21 @@ BAD = [
     ("RETRY_MS", "1.5", "Expected `int`, got `str`"),
     ("MAX_RUN_BYTES", "0", "Expected `int` >= 1"),
     ("MAX_BODY_BYTES", "1k", "Expected `int`, got `str`"),
+    ("MODELS", "[]", "Expected `object`, got `array`"),
+    ("MODELS", '{"fast": "a"}', "fast: Expected `object | array`, got `str`"),
+    ("MODELS", '{"fast": []}', "fast: Expected `array` of length >= 1"),
+    ("MODELS", '{"fast": [""]}', "fast: Expected `str` of length >= 1 - at `$[0]`"),
+    ("MODELS", '{"fast": {"on": []}}', "fast: Object missing required field `models`"),
+    ("MODELS", '{"fast": {"models": ["a"], "on": ["503"]}}', "fast: Invalid enum value '503' - at `$.on[0]`"),
+    ("MAX_RETRIES", "-1", "Expected `int` >= 0"),
+    ("MAX_RETRIES", "21", "Expected `int` <= 20"),
+    ("RETRY_DELAY", "0", "Expected `float` > 0.0"),
+    ("MAX_RETRY_AFTER", "nan", "Expected `float` >= 0.0"),
+    ("BREAKER_SHARE", "0", "Expected `float` > 0.0"),
+    ("BREAKER_SHARE", "1.1", "Expected `float` <= 1.0"),
+    ("BREAKER_ATTEMPTS", "0", "Expected `int` >= 1"),
+    ("BREAKER_WINDOW", "0", "Expected `float` > 0.0"),
+    ("BREAKER_PAUSE", "0", "Expected `float` > 0.0"),
     ("PROVIDERS", "{", "Input data was truncated"),
     ("PROVIDERS", "[]", "Expected `object`, got `array`"),
     ("PROVIDERS", '{"x": {"url": 1}}', "x: Object contains unknown field `url`"),

@@ -553,18 +553,53 @@ MALFORMED = {
 @pytest.mark.parametrize("chunk", MALFORMED.values(), ids=MALFORMED)
 @pytest.mark.parametrize("together", [True, False], ids=["one-write", "own-write"])
 @each_dialect
-def test_a_malformed_chunk_is_invalid(
+def test_two_malformed_chunks_are_invalid(
     relay: Service, upstream: Upstream, dialect: Dialect, chunk: bytes, together: bool
 ) -> None:
-    stream = [*dialect.opening, dialect.token("One"), chunk]
+    stream = [*dialect.opening, chunk, dialect.token("One"), chunk, dialect.token("two")]
     upstream.play(Head(), *([b"".join(stream)] if together else stream), HOLD)
     fails(relay, upstream, dialect, INVALID, "One")
     assert upstream.request().wait().ended == "aborted"
 
 
+@pytest.mark.parametrize("chunk", MALFORMED.values(), ids=MALFORMED)
 @each_dialect
-def test_a_text_that_is_no_string_is_invalid(relay: Service, upstream: Upstream, dialect: Dialect) -> None:
-    upstream.play(Head(), *dialect.opening, dialect.token("One"), dialect.misshapen, HOLD)
+def test_one_malformed_chunk_is_passed_over_and_told_of(
+    relay: Service, upstream: Upstream, dialect: Dialect, chunk: bytes
+) -> None:
+    upstream.stream(*dialect.opening, dialect.token("One"), chunk, dialect.token(" two"), *dialect.ending)
+    with ask(relay, dialect.provider) as client:
+        done = dialect.done(2, skipped_chunks=1)
+        assert told(client) == [start(dialect), ("token", {"token": "One two"}), ("done", done)]
+    serves(relay, upstream, dialect)
+
+
+@each_dialect
+def test_one_malformed_chunk_makes_no_whole_answer_of_a_cut_one(
+    relay: Service, upstream: Upstream, dialect: Dialect
+) -> None:
+    upstream.stream(*dialect.opening, dialect.token("One"), MALFORMED["no JSON"])
+    fails(relay, upstream, dialect, INCOMPLETE, "One")
+
+
+CALLING = [one for one in RECORDINGS if any(name == "tool_call" for name, _ in one.told)]
+
+
+@pytest.mark.parametrize("recording", CALLING, ids=str)
+def test_no_tool_is_called_where_a_chunk_of_the_call_may_lack(
+    relay: Service, upstream: Upstream, recording: Recording
+) -> None:
+    first, *rest = recording.chunks
+    upstream.stream(first, MALFORMED["no JSON"], *rest)
+    with ask(relay, recording.provider) as client:
+        events = told(client)
+    assert failed(events) == INVALID
+    assert "tool_call" not in [name for name, _ in events]
+
+
+@each_dialect
+def test_a_text_that_is_no_string_is_malformed(relay: Service, upstream: Upstream, dialect: Dialect) -> None:
+    upstream.play(Head(), *dialect.opening, dialect.token("One"), dialect.misshapen, dialect.misshapen, HOLD)
     fails(relay, upstream, dialect, INVALID, "One")
 
 
@@ -637,7 +672,8 @@ def test_an_error_in_mid_stream_that_echoes_the_key_tells_it_to_nobody(
 def test_a_malformed_chunk_that_echoes_the_key_tells_it_to_nobody(
     relay: Service, upstream: Upstream, dialect: Dialect
 ) -> None:
-    upstream.stream(*dialect.opening, sse(echo(dialect)), sse({"type": echo(dialect), "choices": echo(dialect)}))
+    broken = [sse(echo(dialect)), sse({"type": echo(dialect), "choices": echo(dialect)}), sse(echo(dialect))]
+    upstream.stream(*dialect.opening, *broken)
     with ask(relay, dialect.provider, message=PROMPT) as client:
         failed(told(client))
         kept_quiet(relay, client, prompt=False)

@@ -139,10 +139,14 @@ class Exchange:
 
 
 class Upstream:
-    """Use it in a `with`. Requests are answered in the order of `play`, on as many connections as the client likes."""
+    """Use it in a `with`. Requests are answered in the order of `play`, on as many connections as the client likes.
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self.port = 0
+    `at` is a bound socket to listen on: until the `with` its port is closed, and nobody else can have it.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None, at: socket.socket | None = None) -> None:
+        self._at = at or closed_port()
+        self.port = self._at.getsockname()[1]
         self.complaints: list[str] = []
         self.scripts: deque[tuple[Step, ...]] = deque()
         self.exchanges: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
@@ -163,6 +167,11 @@ class Upstream:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def open(self) -> int:
+        """How many connections there are to it."""
+        return sum(not connection._transport.is_closing() for connection in self.connections)
 
     def play(self, *steps: Step) -> None:
         """Answer the next request that has no answer yet by these steps."""
@@ -187,13 +196,19 @@ class Upstream:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        server = await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, ssl=self._tls)
-        self.port = server.sockets[0].getsockname()[1]
+        server = await self._loop.create_server(lambda: _Connection(self), sock=self._at, ssl=self._tls)
         self._listens.set()
         await self._stop.wait()
         server.close()
         for connection in self.connections:
             connection.close()
+
+
+def closed_port() -> socket.socket:
+    """Return a socket that is bound and does not listen: whoever connects to its port is refused."""
+    closed = socket.socket()
+    closed.bind(("127.0.0.1", 0))
+    return closed
 
 
 class _Connection(asyncio.Protocol):
@@ -375,6 +390,7 @@ def relay(start_service: Start, upstream_server: Upstream) -> Service:
 def environ(upstream: Upstream) -> dict[str, str]:
     """The vendors' own variables that make `upstream` both of them."""
     return {
+        "SIDESTREAM_MAX_RETRIES": "0",  # what is scripted once is asked once
         "OPENAI_API_KEY": OPENAI_KEY,
         "OPENAI_BASE_URL": f"{upstream.url}/v1",
         "ANTHROPIC_API_KEY": ANTHROPIC_KEY,

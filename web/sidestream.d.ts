@@ -12,6 +12,8 @@ export function follow(run: string | Pick<Run, "id" | "events_url">, options?: F
 export interface StreamOptions {
   /** Called with each piece of the answer's text. */
   onToken?(text: string): void;
+  /** Called where what came so far is void, as another model begins anew: only where several were asked for. */
+  onReset?(reason: ErrorCode): void;
   /** Called with each event, the last one too. */
   onEvent?(event: StreamEvent): void;
   /** Called when the connection is lost (it is then tried again) and when it is open, at each change. */
@@ -102,8 +104,10 @@ export class StreamError extends Error {
 export type StreamEvent = { [Name in keyof Events]: { event: Name; id: string; data: Events[Name] } }[keyof Events];
 
 export interface Events {
-  /** At once, before the model answers. */
+  /** At once, before the model answers; and again where another model takes over. */
   start: Start;
+  /** What was said so far is void: another model begins anew. */
+  reset: Reset;
   /** A piece of the answer's text. */
   token: Token;
   /** A piece of the model's thinking, where it shows it. */
@@ -146,6 +150,11 @@ export interface Start {
   created: number;
   /** Of a graph that keeps threads: given, or made up. */
   thread_id?: string;
+}
+
+export interface Reset {
+  /** Why the answer so far was left. */
+  reason: ErrorCode;
 }
 
 /** Where in a graph an event comes from, if from one. */
@@ -224,6 +233,8 @@ export interface Done {
   /** Milliseconds to the first content, null without any; and to the end. */
   ttft_ms: number | null;
   latency_ms: number;
+  /** What the upstream sent and could not be read, if anything: something may lack. */
+  skipped_chunks?: number;
 }
 
 export interface Failed {
@@ -318,8 +329,8 @@ export interface RunnableConfig {
 
 /** As OpenAI has them, translated for the others; without one, what the model's provider does by itself. */
 export interface ChatSettings {
-  /** `provider/model`, a provider's name, or a model's; without it the service's default. */
-  model?: string;
+  /** `provider/model`, a provider's name, a model's, an alias, or several; without it the service's default. */
+  model?: string | string[] | Fallbacks;
   /** Instructions. */
   system?: string;
   max_tokens?: number;
@@ -338,6 +349,13 @@ export interface ChatSettings {
   idle_timeout?: number;
   /** Seconds that the run goes on without a viewer. */
   linger?: number;
+}
+
+/** Models to ask one after the other until one answers. */
+export interface Fallbacks {
+  models: string[];
+  /** Refusals of the request that are the next one's turn, too. */
+  on?: ("upstream_auth" | "upstream_rejected" | "content_filtered" | "context_length")[];
 }
 
 export interface Message {

@@ -16,8 +16,8 @@
 /** All that a run can say. An EventSource hears only the names it was told. */
 const TERMINAL = ["done", "error", "cancelled"];
 const EVENTS = [
-  "start", "token", "reasoning", "tool_call_delta", "tool_call", "tool_result", "values", "updates", "custom", "tasks",
-  "checkpoints", "debug", "events", "interrupt", ...TERMINAL];
+  "start", "reset", "token", "reasoning", "tool_call_delta", "tool_call", "tool_result", "values", "updates", "custom",
+  "tasks", "checkpoints", "debug", "events", "interrupt", ...TERMINAL];
 const RETRIES = 6;              // in a row; with the waits between them some 12 s, about as long as a run lingers
 const FIRST_WAIT = 250;         // ms; twice as long each further time
 const LONGEST_WAIT = 60;        // s; a longer Retry-After is the caller's to wait for
@@ -139,16 +139,18 @@ class Answer {
   }
 
   #take({ type: event, lastEventId: id, data: json }) {
-    const data = JSON.parse(json), told = { event, id, data }, { onEvent, onToken } = this.#options;
+    const data = JSON.parse(json), told = { event, id, data }, { onEvent, onToken, onReset } = this.#options;
     this.#seen = id;
     this.#events.push(told);
     if (event === "start") this.#thread = data.thread_id;
+    if (event === "reset") [this.text, this.#interrupts] = ["", []];
     if (event === "token") this.text += data.token;
     if (event === "interrupt") this.#interrupts.push(data);
     if (TERMINAL.includes(event)) this.#conclude(told);
     this.#wake();
     onEvent?.(told);
     if (event === "token") onToken?.(data.token);
+    if (event === "reset") onReset?.(data.reason);
   }
 
   async #lost(source) {

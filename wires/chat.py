@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from streaming.errors import RequestError
 from streaming.events import Event
-from streaming.request import Message, Options, RunRequest, Seconds
-from streaming.run import Limits
+from streaming.limits import Limits
+from streaming.request import Fallbacks, Message, ModelNames, Options, RunRequest, Seconds
 
 from .event_id import PARAMETERS
 
 _JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options", "config", "context"}
-_PERHAPS_JSON = {"stop", "tool_choice"}
+_PERHAPS_JSON = {"model", "stop", "tool_choice"}
 _JSON_OR_TEXT = {"input", "resume"}
 _LISTS = {"stream_mode", "include_names", "include_types", "include_tags"}
 
@@ -28,7 +28,7 @@ class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     message: str | None = None
     question: str | None = None
     messages: Annotated[list[Message], Meta(max_length=10_000)] | None = None  # more would halt all other streams
-    model: str | None = None
+    model: str | ModelNames | Fallbacks | None = None
     system: str | None = None
     system_prompt: str | None = None
     run_timeout: Seconds | None = None

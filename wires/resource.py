@@ -79,16 +79,19 @@ def status(run: Run) -> dict[str, Any]:
     return {
         "id": run.id,
         "state": run.terminal.name if run.terminal else "running",
-        "provider": run.provider,
-        "model": run.model,
+        "provider": run.answer.provider,
+        "model": run.answer.model,
         "created": int(run.created),
         "text": run.log.text(Token),
         "last_event_id": f"{run.id}-{len(run.log)}",
-        "tokens": run.tokens,
+        "tokens": run.log.deltas,
         "ttft_ms": run.ttft_ms,
         "latency_ms": run.latency_ms,
-        "usage": run.usage,
+        "usage": run.answer.usage,
         "viewers": run.viewers,
+        "retries": run.answer.retries,
+        "failovers": run.answer.failovers,
+        "resets": run.answer.resets,
         "ending": run.terminal,
     }
 

@@ -2,7 +2,7 @@
 
 import { EventSource as NodeEventSource } from "eventsource";
 import { follow, stream, StreamError } from "sidestream";
-import type { Answer, ChatRequest, Done, Interrupt, Result, Run, StreamEvent, Usage } from "sidestream";
+import type { Answer, ChatRequest, Done, ErrorCode, Interrupt, Result, Run, StreamEvent, Usage } from "sidestream";
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 const same = <A, B>(_: Same<A, B>): void => {};
@@ -52,6 +52,7 @@ export async function reads(): Promise<void> {
   const controller = new AbortController();
   const answer: Answer = stream(request, {
     onToken: (text) => same<typeof text, string>(true),
+    onReset: (reason) => same<typeof reason, ErrorCode>(true),
     onEvent: (event) => same<typeof event, StreamEvent>(true),
     onConnection: (state) => same<typeof state, "open" | "lost">(true),
     signal: controller.signal,

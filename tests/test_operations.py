@@ -1,0 +1,119 @@
+"""What who runs the service can ask: whether it is ready, how the models fare, its counters; and aliases over HTTP."""
+
+import json
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from .client import get, post, text
+from .conftest import Service, Start, eventually
+
+ALIASES = {"rescued": ["scripted/cut", "scripted/hello"], "lost": ["scripted/error", "scripted/late-error"]}
+HELLO = "Hello! I am the scripted provider. I say the same few words to everybody, at a pleasant pace, and need no key."
+
+
+@pytest.fixture(scope="module")
+def served(start_service: Start) -> Service:
+    return start_service(SIDESTREAM_MODELS=json.dumps(ALIASES), SIDESTREAM_BREAKER_ATTEMPTS="1000")
+
+
+def counters(service: Service) -> dict[str, float]:
+    with get(service.port, "/metrics") as client:
+        assert client.head()[1]["content-type"].startswith("text/plain")
+        families = text_string_to_metric_families(client.read().decode())
+        return {
+            ":".join([sample.name.removeprefix("sidestream_"), *sample.labels.values()]): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+def candidates(service: Service) -> dict[str, object]:
+    with get(service.port, "/readyz", verbose="") as client:
+        assert (client.head()[0], client.head()[1]["cache-control"]) == (200, "no-store")
+        told = json.loads(client.read())
+    assert told.keys() == {"status", "candidates"}
+    assert told["status"] == "ready"
+    return dict(told["candidates"])
+
+
+def test_an_alias_is_a_model_with_a_path_of_its_own(served: Service) -> None:
+    with get(served.port, "/v1/models") as client:
+        models = json.loads(client.read())["data"]
+    assert [(model["id"], model["owned_by"]) for model in models[-2:]] == [
+        ("rescued", "sidestream"),
+        ("lost", "sidestream"),
+    ]
+    for client in (
+        post(served.port, "/rescued/stream", message="Hi"),
+        post(served.port, "/chat/stream", message="Hi", model="rescued"),
+        get(served.port, "/chat/stream", message="Hi", model='["scripted/cut", "scripted/hello"]'),
+    ):
+        with client:
+            events = list(client)
+        after = [event.name for event in events].index("reset")
+        assert [event.data for event in events if event.name == "reset"] == [{"reason": "upstream_incomplete"}]
+        assert [(e.name, e.data["model"]) for e in events if e.name == "start"] == [
+            ("start", "cut"),
+            ("start", "hello"),
+        ]
+        assert text(events[after:]) == HELLO
+        assert (events[-1].name, events[-1].data["model"]) == ("done", "hello")
+
+
+def test_a_run_tells_of_whom_it_was_answered_after_all(served: Service) -> None:
+    with post(served.port, "/runs", message="Hi", model="rescued") as client:
+        run = json.loads(client.read())
+    with get(served.port, run["events_url"]) as client:
+        client.until("done")
+    with get(served.port, run["status_url"]) as client:
+        status = json.loads(client.read())
+    assert (status["model"], status["text"], status["state"]) == ("hello", HELLO, "done")
+    assert (status["retries"], status["failovers"], status["resets"]) == (0, 1, 1)
+
+
+def test_a_viewer_who_comes_back_after_a_reset_gets_it(served: Service) -> None:
+    with post(served.port, "/runs", message="Hi", model="rescued") as client:
+        run = json.loads(client.read())
+    with get(served.port, run["events_url"]) as client:
+        first = client.until("token")
+        client.until("done")
+    with get(served.port, run["events_url"], {"Last-Event-ID": first.id}) as client:
+        events = list(client)
+    names = [event.name for event in events]
+    assert text(events[names.index("start") :]) == HELLO
+    assert names.index("reset") + 1 == names.index("start")
+
+
+def test_what_was_tried_is_counted_and_a_breaker_tells_its_state(start_service: Start) -> None:
+    service = start_service(
+        SIDESTREAM_MODELS=json.dumps(ALIASES), SIDESTREAM_RETRY_DELAY="0.01", SIDESTREAM_BREAKER_ATTEMPTS="6"
+    )
+    nothing = {"retries_total": 0, "failovers_total": 0, "resets_total": 0, "skipped_chunks_total": 0}
+    assert (counters(service), candidates(service)) == (nothing, {})
+    for _ in range(2):
+        with post(service.port, "/lost/stream", message="Hi") as client:
+            assert client.until("error").data["code"] == "upstream_rate_limited"
+    assert candidates(service) == {
+        "scripted/error": {"breaker": "open", "attempts": 6, "failures": 6},
+        "scripted/late-error": {"breaker": "closed", "attempts": 2, "failures": 2},
+    }
+    states = {"error": "open", "late-error": "closed"}
+    assert eventually(lambda: counters(service)) == {
+        **nothing,
+        "retries_total": 4,
+        "failovers_total": 2,
+        **{
+            f"breaker_state:scripted/{model}:{state}": float(states[model] == state)
+            for model in states
+            for state in ("closed", "open", "half_open")
+        },
+    }
+    with post(service.port, "/lost/stream", message="Hi") as client:
+        first = client.until("start")
+    assert first.data["model"] == "late-error", "who fails is asked last"
+
+
+def test_readiness_is_a_word_for_who_only_asks_whether(served: Service) -> None:
+    with get(served.port, "/readyz") as client:
+        assert (client.head()[0], client.read()) == (200, b"ready")
