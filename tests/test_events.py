@@ -22,6 +22,7 @@ from streaming.events import (
     Events,
     Interrupt,
     Reasoning,
+    Reset,
     Start,
     Tasks,
     Terminal,
@@ -47,6 +48,7 @@ SHAPES: list[tuple[Event, str, str]] = [
         "start",
         '{"run":"ab12","provider":"langgraph","model":"agent","created":1700000000,"thread_id":"t1"}',
     ),
+    (Reset("idle_timeout"), "reset", '{"reason":"idle_timeout"}'),
     (Token(" Paris"), "token", '{"token":" Paris"}'),
     (Token("x", node="agent", ns=("a", "b")), "token", '{"token":"x","node":"agent","ns":["a","b"]}'),
     (Reasoning("hm"), "reasoning", '{"reasoning":"hm"}'),
@@ -77,6 +79,12 @@ SHAPES: list[tuple[Event, str, str]] = [
         "done",
         '{"done":true,"finish_reason":"stop","model":"gpt","usage":{"input_tokens":7,"output_tokens":3},'
         '"tokens":3,"ttft_ms":12,"latency_ms":40}',
+    ),
+    (
+        Done(finish_reason="stop", model="m", usage=USAGE, tokens=3, ttft_ms=12, latency_ms=40, skipped_chunks=1),
+        "done",
+        '{"done":true,"finish_reason":"stop","model":"m","usage":{"input_tokens":7,"output_tokens":3},'
+        '"tokens":3,"ttft_ms":12,"latency_ms":40,"skipped_chunks":1}',
     ),
     (
         Done(finish_reason="length", model="gpt", usage=Usage(1, 0, 1, 0, True), tokens=0, ttft_ms=None, latency_ms=1),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming.events import Cancelled, Event, Reasoning, Start, Token, ToolCall, ToolCallDelta, Usage
+from streaming.events import Cancelled, Event, Reasoning, Reset, Start, Token, ToolCall, ToolCallDelta, Usage
 from streaming.log import EVENT_OVERHEAD, EventLog, follow, size_of
 
 from .asgi import run
@@ -89,6 +89,23 @@ def test_the_size_of_a_log_is_that_of_its_events() -> None:
     log.append([Token("abc"), Token("é")])
     log.append([END])
     assert log.size == size_of(Token("abc")) + size_of(Token("é")) + size_of(END)
+
+
+def test_a_reset_voids_what_was_counted_and_said_before_it_and_keeps_it_in_the_log() -> None:
+    log = log_of(Token("a"), Reasoning("hm"), Token("bc"))
+    assert (log.deltas, log.characters, log.text(Token), log.text(Reasoning)) == (3, 5, "abc", "hm")
+    size = log.size
+    log.append([Reset("idle_timeout"), Start(run="r", provider="p", model="m", created=0), Token("d")])
+    assert (log.deltas, log.characters, log.text(Token), log.text(Reasoning)) == (1, 1, "d", "")
+    assert log.size > size
+    log.append([Token("e"), END])
+    assert [event for _, event in log.merged(2)] == [
+        Token("bc"),
+        Reset("idle_timeout"),
+        Start(run="r", provider="p", model="m", created=0),
+        Token("de"),
+        END,
+    ]
 
 
 def test_waiting_for_what_is_there_returns_at_once() -> None:
