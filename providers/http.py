@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import ModuleType
@@ -244,7 +245,8 @@ def retry_after(headers: Mapping[bytes, bytes], now: float) -> float | None:
             if (seconds := float(said) / per_second) >= 0:
                 return seconds
         with suppress(ValueError, OverflowError):
-            return max(0.0, parsedate_to_datetime(said).timestamp() - now)
+            date = parsedate_to_datetime(said)
+            return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)
     return None
 
 
@@ -294,7 +296,7 @@ class _Telling:
         self._feed = SSEDecoder().feed
         self._translation = translation
         self._emit = emit
-        self._skipped = 0
+        self._gap: int | None = None  # where in the batch at hand a chunk was passed over; 0 in those behind it
 
     def take(self, chunk: bytes) -> bool:
         """Translate and emit a chunk, and what came whole before a fault in it; tell whether that is all."""
@@ -305,10 +307,10 @@ class _Telling:
                 try:
                     batch += translation.feed(data)
                 except MALFORMED as exc:
-                    if self._skipped:
+                    if self._gap is not None:
                         self._fail(exc)
                         break
-                    self._skipped = 1
+                    self._gap = len(batch)
                 if translation.over:
                     break
         except Fault as exc:
@@ -318,12 +320,15 @@ class _Telling:
         return translation.over or self.fault is not None
 
     def tell(self, batch: list[Item]) -> None:
-        if self._skipped:
+        if self._gap is not None:
             batch = [replace(item, skipped_chunks=1) if isinstance(item, Finish) else item for item in batch]
-            call = next((place for place, item in enumerate(batch) if isinstance(item, ToolCall)), None)
-            if call is not None:
+            calls = (
+                place for place, item in enumerate(batch) if place >= (self._gap or 0) and isinstance(item, ToolCall)
+            )
+            if (call := next(calls, None)) is not None:
                 self._fail(None)
                 batch = batch[:call]
+            self._gap = 0
         self._emit(batch)
 
     def _fail(self, why: Exception | None) -> None:

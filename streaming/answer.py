@@ -88,7 +88,8 @@ class Answer:
         assert failover
         assert candidate
         ending = await self._try(candidate, failover.retries)
-        while self._left and failover.passes_on(ending) and not (candidate.has_effects and self._heard):
+        while self._may_pass_on(ending, failover, candidate):
+            stands = self.provider, self.model, self._usage
             candidate = self._turn()
             self.failovers += 1
             logger.warning("run %s: %s is asked instead", self._run_id, candidate.provider)
@@ -97,9 +98,16 @@ class Answer:
             else:
                 self._broke_by = self._broke_by or (ending.code if isinstance(ending, Fault) else "content_filtered")
             other = await self._try(candidate, failover.retries)
-            # One that cannot take the request at all says nothing of why there is no answer.
-            ending = ending if isinstance(other, RequestError) else other
+            if isinstance(other, RequestError):
+                # One that cannot take the request at all says nothing of why there is no answer.
+                self.provider, self.model, self._usage = stands
+            else:
+                ending = other
         return ending
+
+    def _may_pass_on(self, ending: Finish | Fault, failover: Failover, candidate: Candidate) -> bool:
+        done = candidate.has_effects and self._heard
+        return bool(self._left) and failover.passes_on(ending) and not done and not _is_being_cancelled()
 
     @property
     def _has_said(self) -> bool:
@@ -113,12 +121,12 @@ class Answer:
                 with candidate.breaker.asking():
                     return await self._attempt(candidate)
             except Exception as exc:
-                task = asyncio.current_task()
-                if task and task.cancelling():
+                if _is_being_cancelled():
                     raise
                 # Without its traceback, which has this frame, which has the fault.
                 fault = fault_of(exc, self._run_id).with_traceback(None)
-            useless = self._heard or candidate.has_effects
+            # Nor where a breaker has opened and another can be asked at once.
+            useless = self._heard or candidate.has_effects or (self._left and candidate.breaker.turns_away)
             wait = None if useless else retries.wait(tries, fault)
             if wait is None:
                 break
@@ -131,13 +139,16 @@ class Answer:
         """Ask a candidate once. Raises what it fails by; its connection is closed then."""
         loop = asyncio.get_running_loop()
         self._now = loop.time
-        self._usage = self._finish = None
+        self._finish = None
         self._heard = False
         self._last_content = self._now()
         silence = self._silence = asyncio.timeout(None)
         self._clock = loop.call_later(self._limits.first_token_timeout, self._check_silence)
         said = [event for _, event in self._log.merged(self._opened)]
-        self._again = Continuation(said) if said else None
+        if said:
+            self._again = Continuation(said)
+        else:
+            self._again = self._usage = None
         try:
             async with silence:
                 provider = await candidate.load()
@@ -181,7 +192,7 @@ class Answer:
         """Take what another candidate says where an answer was begun: as long as it says the same, nobody is told."""
         if self._again is not None:
             assert self._candidate
-            if any(isinstance(item, Event) and (item.text or not isinstance(item, Delta)) for item in batch):
+            if any(isinstance(item, Event) and not (isinstance(item, Delta) and item.is_empty) for item in batch):
                 self._last_content = self._now()
                 if not self._heard:
                     self._hear()
@@ -191,7 +202,7 @@ class Answer:
                 self._start(self._candidate, Reset(self._broke_by))
             if self._again.differs is not None:
                 self.provider, self.model = self._candidate.provider, self._candidate.request.model
-                self._again, self._broke_by = None, ""
+                self._again, self._broke_by, self._usage = None, "", None
         self._take(batch)
 
     def _hear(self) -> None:
@@ -236,6 +247,12 @@ class Answer:
         self._usage = self.usage
         self._candidate = self._failover = self._again = None
         self._left.clear()
+
+
+def _is_being_cancelled() -> bool:
+    """Whether the run has its end, by whoever wants it or by its deadline, and only unwinds."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def fault_of(exc: Exception, run_id: str) -> Fault:

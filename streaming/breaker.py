@@ -35,17 +35,16 @@ class BreakerPolicy(Struct, frozen=True):
 class Breaker:
     """One candidate's. Every attempt is made within `asking`; `heard` is called at its first content."""
 
-    __slots__ = ("_before", "_counts", "_now", "_opened", "_policy", "_probes", "_since")
+    __slots__ = ("_before", "_counts", "_now", "_opened", "_policy", "_probe", "_since")
 
     def __init__(self, policy: BreakerPolicy | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._policy = policy or BreakerPolicy()
         self._now = now
-        self._opened: float | None = None
-        self._probes = 0
         self._close()
 
     def _close(self) -> None:
-        self._opened = None
+        self._opened: float | None = None
+        self._probe: object | None = None  # the attempt that tries whether it may close
         # The window in two halves, [attempts, failures] each: no more to keep, however many there are.
         self._counts, self._before = [0, 0], [0, 0]
         self._since = self._now()
@@ -60,7 +59,7 @@ class Breaker:
     def turns_away(self) -> bool:
         """Whether to ask another, if there is one: it is open, or somebody is trying whether it may close."""
         state = self.state
-        return state == "open" or (state == "half_open" and self._probes > 0)
+        return state == "open" or (state == "half_open" and self._probe is not None)
 
     @property
     def attempts(self) -> tuple[int, int]:
@@ -71,8 +70,9 @@ class Breaker:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Count what becomes of an attempt. One that is cancelled says nothing of the candidate."""
-        probes = self._opened is not None
-        self._probes += probes
+        mine = object()
+        if self._opened is not None:
+            self._probe = self._probe or mine
         try:
             yield
         except Exception as exc:
@@ -81,7 +81,8 @@ class Breaker:
         else:
             self._count(failed=False)
         finally:
-            self._probes -= probes
+            if self._probe is mine:
+                self._probe = None
 
     def heard(self) -> None:
         """It speaks: what was open is closed."""

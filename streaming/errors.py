@@ -29,7 +29,7 @@ class Fault(Exception):
         retry_after: float | None = None,
         again: bool = True,
     ) -> None:
-        """`retry_after` is how many seconds an upstream wants to be left alone; `again`, if asking it twice may help."""
+        """`retry_after`: for how many seconds an upstream wants to be left alone. `again`: asking it again may help."""
         super().__init__(text)
         self.code = code
         self.text = text

@@ -8,6 +8,7 @@
     HTTP 400, 401, 403, 404, 413, 422, a content filter    the end, but for what `on` names: the next
     the run's own end (a deadline, a limit, who stops it)  the end                      the end
 
+Nobody is asked again whose breaker has opened, as long as there is a next one.
 Who takes over goes on where the other left off, if its answer begins with exactly what was already said; else that is
 taken back by `reset`. Pure: no I/O, no clock. The run (run.py) asks, waits and tells.
 """
@@ -97,21 +98,22 @@ class Continuation:
         self._held: list[Item] = []
 
     def feed(self, batch: Sequence[Item]) -> list[Item]:
-        """Return what of a batch is to be passed on: of the same answer what is new, of another one all of it."""
-        passed: list[Item] = []
+        """Return what of a batch is to be passed on: of the same answer what is new, of another one all of it.
+
+        Nothing, as long as that is not known; what its candidate says of its usage comes with the rest.
+        """
         for place, item in enumerate(batch):
-            if isinstance(item, Usage):
-                passed.append(item)
-                continue
-            if isinstance(item, Delta) and item.is_empty:
-                continue
-            rest = self._compare(item)
+            new: Item | None = item
+            if not isinstance(item, Usage) and not (isinstance(item, Delta) and item.is_empty):
+                new = self._compare(item)
             if self.differs is None:
                 self._held.append(item)
                 continue
             held, self._held = self._held, []
-            return [*(held if self.differs else ()), *passed, *([rest] if rest else []), *batch[place + 1 :]]
-        return passed
+            if not self.differs:
+                held = [one for one in held if isinstance(one, Usage)]
+            return [*held, *([new] if new else []), *batch[place + 1 :]]
+        return []
 
     def _compare(self, item: Event | Finish) -> Item | None:
         """Hold an item against what was said; once `differs` is known, return what of it is new."""
