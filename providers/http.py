@@ -88,6 +88,8 @@ class SSEDecoder:
         return events
 
     def _with_newlines(self, chunk: bytes) -> bytes:
+        if not chunk:
+            return chunk
         if self._after_cr:
             chunk = chunk.removeprefix(b"\n")  # the other half of a CRLF
         self._after_cr = chunk.endswith(b"\r")

@@ -38,7 +38,7 @@ class Answer:
     __slots__ = (  # noqa: RUF023  # what others read, then our own
         "provider", "model", "retries", "failovers", "resets", "first_content",
         "_run_id", "_created", "_log", "_limits", "_failover", "_left", "_candidate", "_again", "_opened", "_broke_by",
-        "_clock", "_silence", "_now", "_last_content", "_heard", "_finish", "_usage",
+        "_clock", "_silence", "_silent", "_now", "_last_content", "_heard", "_finish", "_usage",
     )
     # fmt: on
 
@@ -58,6 +58,7 @@ class Answer:
         self._broke_by = ""  # why the one that was begun was left
         self._opened = 0  # the place of the last `start`
         self._heard = False  # any content in this attempt
+        self._silent: tuple[str, float] | None = None  # by which deadline, and its seconds
         self._finish: Finish | None = None
         self._usage: Usage | None = None
 
@@ -139,7 +140,7 @@ class Answer:
         """Ask a candidate once. Raises what it fails by; its connection is closed then."""
         loop = asyncio.get_running_loop()
         self._now = loop.time
-        self._finish = None
+        self._finish = self._silent = None
         self._heard = False
         self._last_content = self._now()
         silence = self._silence = asyncio.timeout(None)
@@ -154,17 +155,16 @@ class Answer:
                 provider = await candidate.load()
                 await provider.stream(candidate.request, self._take_again if said else self._take)
         except Exception:
-            if not silence.expired():
+            if not self._silent:
                 raise
         finally:
             self._clock.cancel()
             del self._silence, self._clock
-        if self._finish is None and silence.expired():
-            code, wait = self._patience()
-            raise ServiceError(code, f"The upstream sent nothing for {wait:g} s.")
-        if self._finish is None:
-            raise UpstreamError("upstream_incomplete", "The upstream ended without finishing its answer.")
-        return self._finish
+        if self._finish:
+            return self._finish
+        if self._silent:
+            raise _silence(*self._silent)
+        raise UpstreamError("upstream_incomplete", "The upstream ended without finishing its answer.")
 
     def _take(self, batch: Sequence[Item]) -> None:
         events: list[Event] = []
@@ -227,7 +227,13 @@ class Answer:
         if self._now() < due:
             self._clock = asyncio.get_running_loop().call_at(due, self._check_silence)
         else:
+            self._silent = self._patience()
             self._silence.reschedule(self._now())
+
+    @property
+    def silence(self) -> Fault | None:
+        """What the last attempt is ending by, if that is silence and nobody is left to be asked."""
+        return _silence(*self._silent) if self._silent and not self._left else None
 
     @property
     def usage(self) -> Usage:
@@ -247,6 +253,10 @@ class Answer:
         self._usage = self.usage
         self._candidate = self._failover = self._again = None
         self._left.clear()
+
+
+def _silence(code: str, seconds: float) -> Fault:
+    return ServiceError(code, f"The upstream sent nothing for {seconds:g} s.")
 
 
 def _is_being_cancelled() -> bool:

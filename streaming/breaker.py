@@ -24,7 +24,10 @@ MAX_KNOWN = 1000  # a client may name any model; whom nobody asked for the longe
 
 
 class BreakerPolicy(Struct, frozen=True):
-    """Open where of at least `least` attempts within `window` seconds a `share` has failed, for `pause` seconds."""
+    """Open where of at least `least` attempts within `window` seconds a `share` has failed, for `pause` seconds.
+
+    The window goes on by halves: what it counts is up to half as old again.
+    """
 
     share: float = 0.5
     least: int = 5
@@ -91,10 +94,10 @@ class Breaker:
 
     def _count(self, *, failed: bool) -> None:
         if self._opened is not None:
-            if failed:
-                self._opened = self._now()
-            else:
+            if not failed:
                 self._close()
+            elif self.state == "half_open":  # not for what was begun before: it says nothing new
+                self._opened = self._now()
             return
         self._roll()
         self._counts[0] += 1

@@ -135,15 +135,15 @@ class Run:
             async with self._deadline:
                 ending = await self.answer.ask()
         except Exception as exc:
-            if self._ending is None:  # else that it comes to pieces while it is being cancelled concerns nobody
-                self._ending = fault_of(self._timed_out(exc), self.id)
-        else:
-            self._ending = self._ending or ending
+            if self._ending is not None:
+                return  # that it comes to pieces while it is being cancelled concerns nobody
+            ending = fault_of(self._late() if self._deadline.expired() else exc, self.id)
+        self._ending = self._ending or ending
 
-    def _timed_out(self, exc: Exception) -> Exception:
-        if isinstance(exc, TimeoutError) and self._deadline.expired():
-            return ServiceError("run_timeout", f"The run took longer than {self.limits.run_timeout:g} s.")
-        return exc
+    def _late(self) -> Fault:
+        """What a run that is over its time ends by, whatever its provider makes of that; a silence was there first."""
+        late = ServiceError("run_timeout", f"The run took longer than {self.limits.run_timeout:g} s.")
+        return self.answer.silence or late
 
     def _close(self, task: asyncio.Task[None]) -> None:
         if self._alone:

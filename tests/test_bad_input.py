@@ -87,8 +87,8 @@ BODIES: dict[str, tuple[bytes, dict[str, Any]]] = {
         bad("Bad request: Expected `str | null`, got `int` - at `$.message`.", "message"),
     ),
     "a model of a wrong type": (
-        b'{"message": "Hi", "model": ["a", "b"]}',
-        bad("Bad request: Expected `str | null`, got `array` - at `$.model`.", "model"),
+        b'{"message": "Hi", "model": 5}',
+        bad("Bad request: Expected `str | object | array | null`, got `int` - at `$.model`.", "model"),
     ),
     "a limit of a wrong type": (
         b'{"message": "Hi", "max_tokens": "5"}',

@@ -81,6 +81,9 @@ def test_a_run_says_how_it_stands_while_it_goes_on_and_once_it_is_done(relay: Se
             "tokens": 2,
             "usage": {"input_tokens": 2, "output_tokens": 2, "estimated": True},
             "viewers": 1,
+            "retries": 0,
+            "failovers": 0,
+            "resets": 0,
             "ending": None,
         }
         upstream.request().release()
