@@ -72,14 +72,20 @@ class Breaker:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Count what becomes of an attempt. One that is cancelled says nothing of the candidate."""
+        """Count what becomes of an attempt. One that is cancelled says nothing of the candidate.
+
+        Nor does a refusal of the request, but that it is there.
+        """
         mine = object()
         if self._opened is not None:
             self._probe = self._probe or mine
         try:
             yield
         except Exception as exc:
-            self._count(failed=not isinstance(exc, Fault) or exc.code in ELSEWHERE)
+            if isinstance(exc, Fault) and exc.code not in ELSEWHERE:
+                self.heard()
+            else:
+                self._count(failed=True)
             raise
         else:
             self._count(failed=False)
@@ -88,7 +94,7 @@ class Breaker:
                 self._probe = None
 
     def heard(self) -> None:
-        """It speaks: what was open is closed."""
+        """It answers: what was open is closed."""
         if self._opened is not None:
             self._close()
 

@@ -62,7 +62,8 @@ def play(script: str, policy: BreakerPolicy = POLICY) -> tuple[Breaker, Clock]:
         ("fails*3", "closed", (3, 3)),  # too few to judge by
         ("ok*3 fails*2", "closed", (5, 2)),  # below the share
         ("fails*3 ok", "closed", (4, 3)),  # an answer opens nothing
-        ("rejects*4 unfit*4", "closed", (8, 0)),  # the caller's fault is an answer
+        ("rejects*4 unfit*4", "closed", (0, 0)),  # the caller's fault says nothing
+        ("fails*3 rejects*9 fails", "open", (4, 4)),  # and makes nothing better
         ("fails*3 cancelled*9", "closed", (3, 3)),  # which says nothing
         ("heard+ok fails*2 heard+fails", "open", (4, 3)),  # content of a closed one forgets nothing
         # closed -> open
@@ -78,7 +79,7 @@ def play(script: str, policy: BreakerPolicy = POLICY) -> tuple[Breaker, Clock]:
         ("fails*4 9.9", "open", (4, 4)),
         ("fails*4 10", "half_open", (4, 4)),
         # open, and asked all the same
-        ("fails*4 6 fails 6", "half_open", (4, 4)),  # where all are turned away it is asked all the same
+        ("fails*4 6 fails 6", "half_open", (4, 4)),  # which is no news
         ("fails*4 ok", "closed", (0, 0)),
         ("fails*4 heard+cancelled", "closed", (0, 0)),
         # half_open -> closed
