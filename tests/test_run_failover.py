@@ -396,8 +396,8 @@ def test_an_open_one_is_asked_behind_the_others_and_again_where_there_is_none() 
         ([[HEL, CUT]], (1, 1)),
         ([[1000.0]], (1, 1)),
         ([[HEL, 1000.0]], (1, 1)),
-        ([[REJECTED]], (1, 0)),
-        ([[t("x" * 20_000)]], (1, 0)),
+        ([[REJECTED]], (0, 0)),
+        ([[t("x" * 20_000)]], (0, 0)),  # the limit is ours
         ([[50.0, HEL] * 13], (0, 0)),  # the run's time is over
     ],
 )
