@@ -833,3 +833,21 @@ def test_bad_graphs_stop_the_start_with_one_message_that_names_them_all() -> Non
 def test_a_setting_of_graphs_that_says_nothing_stops_the_start(setting: str, problem: str) -> None:
     (told,) = refusal_to_start(SIDESTREAM_GRAPHS=setting)
     assert told.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("graph", "names"),
+    [
+        ("failing", ["start", "updates", "error"]),
+        ("failing_first", ["start", "start", "token", "done"]),
+    ],
+)
+def test_a_graph_that_has_told_of_a_step_is_left_for_no_other_and_one_that_has_not_is(
+    graphs: Service, graph: str, names: list[str]
+) -> None:
+    """Its tools may have done things. It is asked once in any case."""
+    with post(graphs.port, "/chat/stream", message="Hi", model=[f"langgraph/{graph}", "scripted/echo"]) as client:
+        events = told(client)
+        status = status_of(graphs.port, client.head()[1]["content-location"])
+    assert [name for name, _ in events] == names
+    assert (status["retries"], status["failovers"]) == (0, names.count("start") - 1)
