@@ -124,8 +124,7 @@ class Answer:
             except Exception as exc:
                 if _is_being_cancelled():
                     raise
-                # Without its traceback, which has this frame, which has the fault.
-                fault = fault_of(exc, self._run_id).with_traceback(None)
+                fault = fault_of(exc, self._run_id)
             # Nor where a breaker has opened and another can be asked at once.
             useless = self._heard or candidate.has_effects or (self._left and candidate.breaker.turns_away)
             wait = None if useless else retries.wait(tries, fault)
@@ -268,10 +267,15 @@ def _is_being_cancelled() -> bool:
 def fault_of(exc: Exception, run_id: str) -> Fault:
     """Return a fault, and log it; of what is none, where it happened and of what type.
 
-    Not what it said: an exception's words may hold a prompt or a key.
+    Not what it said: an exception's words may hold a prompt or a key. A fault comes without its frames, of which one
+    has it, and would so be garbage that only a collector finds.
     """
     if isinstance(exc, Fault):
         logger.warning("run %s: %s%s", run_id, exc.code, _causes(exc))
+        held: BaseException | None = exc
+        while held is not None:
+            held.__traceback__ = None
+            held = held.__context__
         return exc
     where = "".join(traceback.format_tb(exc.__traceback__))
     logger.error("run %s: internal error: %s\n%s", run_id, type(exc).__name__, where)
