@@ -228,7 +228,7 @@ class Service:
         """Whether runs are begun; with `?verbose` how the models fare."""
         return ready(self.runs.draining, self.breakers, verbose="verbose" in request.query_params)
 
-    async def metric(self, request: Request) -> Response:
+    async def prometheus(self, request: Request) -> Response:
         return metrics(self.metrics, self.breakers)
 
     async def file(self, request: Request, name: str) -> Response:
@@ -306,7 +306,7 @@ def app_of(service: Service) -> Starlette:
         Route("/sidestream.d.ts", partial(service.file, name="sidestream.d.ts")),
         Route("/healthz", lambda request: PlainTextResponse("ok")),
         Route("/readyz", service.readyz),
-        Route("/metrics", service.metric),
+        Route("/metrics", service.prometheus),
         Route("/v1/models", service.models),
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),

@@ -114,6 +114,19 @@ def test_what_was_tried_is_counted_and_a_breaker_tells_its_state(start_service: 
     assert first.data["model"] == "late-error", "who fails is asked last"
 
 
+def test_a_model_of_any_name_breaks_nothing_for_who_looks(start_service: Start) -> None:
+    """A client may ask a provider for any model, and it is remembered by its name when it fails."""
+    nowhere = {"use": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key": "none"}
+    service = start_service(SIDESTREAM_PROVIDERS=json.dumps({"down": nowhere}), SIDESTREAM_MAX_RETRIES="0")
+    for name in ("é\u2028", 'a"b\\c\nd', "x" * 5000):
+        with post(service.port, "/chat/stream", message="Hi", model=f"down/{name}") as client:
+            assert client.until("error").data["code"] == "upstream_unavailable"
+    names = {f"down/{name}" for name in ("é\u2028", 'a"b\\c\nd', "x" * 5000)}
+    assert candidates(service).keys() == names
+    assert {name.split(":")[1] for name in counters(service) if ":" in name} == names
+    assert len(counters(service)) == 4 + 3 * 3
+
+
 def test_readiness_is_a_word_for_who_only_asks_whether(served: Service) -> None:
     with get(served.port, "/readyz") as client:
         assert (client.head()[0], client.read()) == (200, b"ready")

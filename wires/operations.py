@@ -31,7 +31,7 @@ def ready(draining: bool, breakers: Breakers, *, verbose: bool) -> Response:
 
 def metrics(counted: Metrics, breakers: Breakers) -> Response:
     """Tell the counters in Prometheus' text format."""
-    # Here, since most never ask: to import it takes as long as a tenth of the start.
+    # Here, since most never ask: to import it takes 15 ms, and a start 230.
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
