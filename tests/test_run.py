@@ -802,6 +802,23 @@ def test_who_comes_while_a_run_is_being_cancelled_hears_its_end_and_leaves_no_cl
     assert run_ahead(test()) == ([1, 1], 20, [START, cancelled()], 0)
 
 
+def test_a_silence_is_told_though_its_upstream_closes_only_when_the_runs_time_is_over() -> None:
+    class Slow(Plays):
+        async def stream(self, request: RunRequest, emit: Emit) -> None:
+            try:
+                await time_passes(1000)
+            finally:
+                await time_passes(5)
+
+    async def test() -> list[Event]:
+        run = run_of(Slow(), replace(LIMITS, first_token_timeout=10, run_timeout=12))
+        run.start()
+        await run.wait()
+        return heard(run)
+
+    assert run_ahead(test()) == [START, failed("first_token_timeout", "The upstream sent nothing for 10 s.")]
+
+
 def test_a_viewer_before_the_start_is_one_and_its_leaving_ends_nothing_that_has_not_begun() -> None:
     async def test() -> tuple[int, float]:
         run = run_of(Plays(1000.0), LINGER)

@@ -82,6 +82,7 @@ def test_it_means_the_same_split_at_every_byte(stream: bytes, events: list[bytes
     assert decode(*(stream[i : i + 1] for i in range(len(stream)))) == events
     for cut in range(len(stream) + 1):
         assert decode(stream[:cut], stream[cut:]) == events
+        assert decode(stream[:cut], b"", stream[cut:]) == events
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
