@@ -13,11 +13,10 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from streaming.errors import SettingsError, UpstreamError
-from streaming.events import Event, Finish, Usage
 from streaming.request import Emit, ProviderSettings
+from streaming.request import Item as Item
 
 Client = TypeVar("Client")
-Item = Event | Usage | Finish
 
 
 class Translation(Protocol):

@@ -19,9 +19,10 @@ from msgspec.structs import replace
 
 from .errors import Fault, RequestError, ServiceError, UpstreamError
 from .events import Delta, Event, Finish, Reset, Start, Terminal, Token, Usage
-from .failover import Candidate, Continuation, Failover, Item, Retries, preferred
+from .failover import Candidate, Continuation, Failover, Retries, preferred
 from .limits import Limits
 from .log import EventLog
+from .request import Item
 
 logger = logging.getLogger("sidestream")
 
@@ -125,7 +126,7 @@ class Answer:
                 if _is_being_cancelled():
                     raise
                 fault = fault_of(exc, self._run_id)
-            # Nor where a breaker has opened and another can be asked at once.
+            # Of no use, too, where its breaker has opened and another can be asked at once.
             useless = self._heard or candidate.has_effects or (self._left and candidate.breaker.turns_away)
             wait = None if useless else retries.wait(tries, fault)
             if wait is None:

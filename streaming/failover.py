@@ -21,10 +21,9 @@ from msgspec import Struct, field
 from .breaker import Breaker
 from .errors import AGAIN, ELSEWHERE, Fault
 from .events import Delta, Event, Finish, Usage
-from .request import Provider, RunRequest
+from .request import Item, Provider, RunRequest
 
 MAX_DELAY = 8.0  # seconds; as both vendors' SDKs have it
-Item = Event | Usage | Finish
 
 
 class Candidate(Struct, frozen=True, eq=False):
@@ -39,9 +38,6 @@ class Candidate(Struct, frozen=True, eq=False):
     load: Callable[[], Awaitable[Provider]]
     breaker: Breaker = field(default_factory=Breaker)
     has_effects: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.provider}/{self.request.model}"
 
 
 class Retries(Struct, frozen=True):

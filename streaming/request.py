@@ -214,7 +214,8 @@ class Fallbacks(Struct, frozen=True, forbid_unknown_fields=True):
     on: list[Literal["upstream_auth", "upstream_rejected", "content_filtered", "context_length"]] = []
 
 
-Emit = Callable[[Sequence[Event | Usage | Finish]], None]
+Item = Event | Usage | Finish  # what a provider says
+Emit = Callable[[Sequence[Item]], None]
 
 
 class Provider(Protocol):

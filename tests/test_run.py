@@ -437,19 +437,20 @@ def test_the_runs_of_a_process_are_those_that_have_not_ended() -> None:
     assert run_ahead(test()) == [0, 2, 1, 0]
 
 
+class SlowToClose(Plays):
+    """Says nothing, and takes five seconds to close, as a connection may."""
+
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
+        try:
+            await time_passes(1000)
+        finally:
+            await time_passes(5)
+            self.is_closed = True
+
+
 def test_closing_ends_every_run_and_returns_when_their_upstreams_are_closed() -> None:
-    class Slow(Plays):
-        """Takes its time to close, as a connection may."""
-
-        async def stream(self, request: RunRequest, emit: Emit) -> None:
-            try:
-                await time_passes(1000)
-            finally:
-                await time_passes(3)
-                self.is_closed = True
-
     async def test() -> tuple[list[bool], list[list[Event]]]:
-        runs, providers = Runs(keep=60, keep_bytes=2**20), [Slow(), Slow()]
+        runs, providers = Runs(keep=60, keep_bytes=2**20), [SlowToClose(), SlowToClose()]
         started = [run_of(provider) for provider in providers]
         for run in started:
             runs.begin(run)
@@ -781,15 +782,8 @@ def test_a_run_that_is_over_lingers_no_more(steps: list[Step]) -> None:
 
 
 def test_who_comes_while_a_run_is_being_cancelled_hears_its_end_and_leaves_no_clock() -> None:
-    class Slow(Plays):
-        async def stream(self, request: RunRequest, emit: Emit) -> None:
-            try:
-                await time_passes(1000)
-            finally:
-                await time_passes(5)
-
     async def test() -> tuple[list[int], float, list[Event], int]:
-        run = run_of(Slow(), LINGER)
+        run = run_of(SlowToClose(), LINGER)
         run.start()
         lengths = []
         for _ in range(2):
@@ -803,15 +797,8 @@ def test_who_comes_while_a_run_is_being_cancelled_hears_its_end_and_leaves_no_cl
 
 
 def test_a_silence_is_told_though_its_upstream_closes_only_when_the_runs_time_is_over() -> None:
-    class Slow(Plays):
-        async def stream(self, request: RunRequest, emit: Emit) -> None:
-            try:
-                await time_passes(1000)
-            finally:
-                await time_passes(5)
-
     async def test() -> list[Event]:
-        run = run_of(Slow(), replace(LIMITS, first_token_timeout=10, run_timeout=12))
+        run = run_of(SlowToClose(), replace(LIMITS, first_token_timeout=10, run_timeout=12))
         run.start()
         await run.wait()
         return heard(run)

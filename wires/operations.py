@@ -1,16 +1,14 @@
 """For who runs the service: whether it is ready, how its candidates fare, and its counters as Prometheus reads them."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from starlette.responses import PlainTextResponse, Response
 
-from streaming.breaker import Breakers
+from streaming.breaker import Breakers, State
 from streaming.metrics import Metrics
 
 from .resource import json_response
-
-STATES = ("closed", "open", "half_open")
 
 
 def ready(draining: bool, breakers: Breakers, *, verbose: bool) -> Response:
@@ -51,7 +49,7 @@ def metrics(counted: Metrics, breakers: Breakers) -> Response:
                 labels=["model", "state"],
             )
             for name, breaker in breakers.told().items():
-                for state in STATES:
+                for state in get_args(State):
                     states.add_metric([name, state], float(breaker.state == state))
             yield states
 
