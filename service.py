@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,8 @@ class Service:
             settings.max_linger,
         )
         self.event_form = event_form(settings.retry_ms)
+        self.conversations: set[Conversation] = set()
+        self._drained: Future[None] | None = None
         self.started = int(time.time())
 
     async def chat(self, request: Request, *, default: str | None = None, ndjson: bool = False) -> Response:
@@ -199,7 +202,11 @@ class Service:
         except Fault as fault:
             await socket.send_denial_response(problem(fault))
             return
-        await conversation.serve()
+        self.conversations.add(conversation)
+        try:
+            await conversation.serve()
+        finally:
+            self.conversations.discard(conversation)
 
     async def _body(self, request: Request) -> bytes:
         """Read a JSON body. Raises RequestError where it says to be something else or grows too large."""
@@ -255,12 +262,39 @@ class Service:
     def _drain_on_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the runs at the signal that ends the process, so that each viewer gets its terminal event.
 
-        The server would wait for open streams before it tells us (the end of the lifespan).
+        The server hears of it afterwards: it would wait for open streams before it tells us (the end of the lifespan),
+        and close WebSockets at once.
         """
         if threading.current_thread() is not threading.main_thread():
             return  # signals are another's business there
         for sign in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sign, _before(signal.getsignal(sign), partial(loop.call_soon_threadsafe, self.runs.drain)))
+            signal.signal(sign, self._before(signal.getsignal(sign), loop))
+
+    def _before(self, handler: Any, loop: asyncio.AbstractEventLoop) -> Callable[[int, FrameType | None], None]:
+        """Return a handler that drains before it calls `handler`; a second signal is passed on at once."""
+
+        def pass_on(sign: int, frame: FrameType | None) -> None:
+            if callable(handler):
+                handler(sign, frame)
+
+        async def drain(sign: int, frame: FrameType | None) -> None:
+            try:
+                await self._drain()
+            finally:
+                pass_on(sign, frame)
+
+        def handle(sign: int, frame: FrameType | None) -> None:
+            if self._drained:
+                pass_on(sign, frame)
+            else:
+                self._drained = asyncio.run_coroutine_threadsafe(drain(sign, frame), loop)
+
+        return handle
+
+    async def _drain(self) -> None:
+        """Begin no more runs, end those that go on, and return when each WebSocket has the end of its turn."""
+        self.runs.drain()
+        await asyncio.gather(*(conversation.close() for conversation in self.conversations))
 
     async def _warm(self) -> None:
         await self.providers.warm()
@@ -273,15 +307,6 @@ def _raise_open_files() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with suppress(ValueError, OSError):  # where the system itself has a lower bound (macOS)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _before(handler: Any, act: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
-    def handle(sign: int, frame: FrameType | None) -> None:
-        act()
-        if callable(handler):
-            handler(sign, frame)
-
-    return handle
 
 
 def _head(response: Response) -> Response:

@@ -460,6 +460,38 @@ def test_a_service_that_stops_says_so_to_every_socket(start_service: Start) -> N
     assert "ERROR" not in service.log
 
 
+class SlowToClose:
+    """A provider whose upstream takes its time to close: longer than the server waits between looks at its signals."""
+
+    def __init__(self, settings: ProviderSettings, upstream: Any) -> None:
+        pass
+
+    async def stream(self, request: RunRequest, emit: Emit) -> None:
+        emit([Token("One")])
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.5)  # that it takes long is what is tried
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_stops_waits_for_the_end_of_a_turn_before_it_closes_the_socket(
+    start_service: Start, sign: int
+) -> None:
+    table = {"slow": {"use": "tests.test_websocket_turns:SlowToClose", "models": ["m"]}}
+    service = start_service(SIDESTREAM_PROVIDERS=json.dumps(table))
+    with talk(service.port, "model=slow/m") as socket:
+        socket.say("Hi")
+        assert [socket.next().name for _ in range(2)] == ["start", "token"]
+        service.process.send_signal(sign)
+        assert socket.next().name == "cancelled"
+        with pytest.raises(ConnectionClosed):
+            socket.next()
+        assert socket.connection.close_code == 1012
+        service.process.wait(DEADLINE)
+    assert "Traceback" not in service.log
+
+
 # --- who may open one, and with what ------------------------------------------------------------------------------
 
 

@@ -73,6 +73,7 @@ class Conversation:
         self._history: list[Message] = []
         self._turn = _Turn(lost[0], position(*lost, RESUME), None) if lost else None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     async def serve(self) -> None:
         """Accept the socket and serve it until it closes; a turn that is going on has lost its viewer then."""
@@ -81,6 +82,8 @@ class Conversation:
             self._play_next(self._turn)
         try:
             while (frame := await self._socket.receive())["type"] == "websocket.receive":
+                if self._closing:
+                    continue
                 try:
                     if turn := self._take(frame.get("text")):
                         self._play_next(turn)
@@ -94,6 +97,21 @@ class Conversation:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """Close the socket with 1012, "Service Restart" (IANA's registry), behind the end of the turn that goes on."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._closing = True
+        if self._tasks:  # what was said meanwhile is being refused
+            await asyncio.wait(self._tasks)
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await self._socket.close(1012)
+        except TimeoutError:
+            let_go(self._socket._receive, "(none)", self._send_timeout)
+        except (RuntimeError, WebSocketDisconnect):
+            return  # it is closed
 
     def _take(self, text: str | None) -> _Turn | None:
         """Take a frame: stop the turn, or make the next one."""
