@@ -239,7 +239,12 @@ class Answer:
     def usage(self) -> Usage:
         """What the upstream reported, else (or where it reported no output though there was some) an estimate."""
         reported = self._usage or Usage()
-        if self._candidate is None or reported.output_tokens or (self._usage and not self._log.characters):
+        if (
+            self._candidate is None
+            or not self._opened
+            or reported.output_tokens
+            or (self._usage and not self._log.characters)
+        ):
             return reported
         return replace(
             reported,

@@ -28,8 +28,12 @@ class Fault(Exception):
         headers: dict[str, str] | None = None,
         retry_after: float | None = None,
         again: bool = True,
+        limit: str | None = None,
     ) -> None:
-        """`retry_after`: for how many seconds an upstream wants to be left alone. `again`: asking it again may help."""
+        """`retry_after`: for how many seconds an upstream wants to be left alone. `again`: asking it again may help.
+
+        `limit`: the setting that bounds what was too much.
+        """
         super().__init__(text)
         self.code = code
         self.text = text
@@ -37,6 +41,7 @@ class Fault(Exception):
         self.headers = headers or {}
         self.retry_after = retry_after
         self.again = again
+        self.limit = limit
         self.status, self.retryable = self.codes[code]
 
     @property
@@ -54,9 +59,11 @@ class RequestError(Fault):
         "unknown_model": (404, False),
         "method_not_allowed": (405, False),
         "not_acceptable": (406, False),
+        "request_timeout": (408, True),
         "conflict": (409, False),
         "too_large": (413, False),
         "unsupported_media_type": (415, False),
+        "rate_limited": (429, True),
     }
 
 
@@ -80,6 +87,7 @@ class ServiceError(Fault):
         "idle_timeout": (504, True),
         "run_timeout": (504, True),
         "output_limit": (500, False),
+        "overloaded": (503, True),
         "shutting_down": (503, True),
         "internal": (500, False),
     }

@@ -66,6 +66,13 @@ class Delta(Event, frozen=True):
         raise NotImplementedError
 
 
+class Queued(Event, frozen=True):
+    """The run waits for a place; told anew as it moves up. Nothing else may precede `start`."""
+
+    name = "queued"
+    position: int
+
+
 class Start(Event, frozen=True):
     """Opens a run, and again where another candidate takes over.
 

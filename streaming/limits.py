@@ -11,3 +11,5 @@ class Limits(Struct, frozen=True):
     idle_timeout: float
     max_run_bytes: int
     linger: float = 0.0
+    queue_timeout: float = 60.0
+    max_viewers: int = 10_000

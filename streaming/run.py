@@ -10,10 +10,11 @@ appends the one terminal event, so a task cancelled before its first step still 
       else who could answer (answer.py)
     the log passes `max_run_bytes`                  by the task                     error/output_limit
     `run_timeout` (an asyncio.timeout)              by the task                     error/run_timeout
+    no place is free for `queue_timeout`            by the task                     error/overloaded
     nobody views it for `linger`, counted from its  by the linger clock (by the     cancelled/disconnected
       start and from each time the last one left      viewer, where linger is 0)
     somebody asks for it                            by who was asked                cancelled/requested
-    the process stops                               by `Runs.drain`                 cancelled/draining
+    the process stops                               by `Runs.end`                   cancelled/draining
 
 When two happen at once, the first recorded wins. A viewer that comes in time stops the linger clock, and one that
 comes while the run ends gets its ending like all others.
@@ -32,7 +33,7 @@ from msgspec.structs import replace
 
 from .answer import Answer, fault_of
 from .errors import Fault, ServiceError
-from .events import Cancelled, Done, Error, Finish, Terminal
+from .events import Cancelled, Done, Error, Finish, Queued, Terminal
 from .failover import Failover
 from .limits import Limits
 from .log import EventLog
@@ -49,7 +50,7 @@ class Run:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
-        "id", "owner", "key", "created", "limits", "log", "answer", "terminal", "viewers",
+        "id", "owner", "key", "created", "limits", "log", "answer", "terminal", "viewers", "position",
         "_task", "_alone", "_deadline", "_on_end", "_now", "_began", "_ended", "_ending",
     )
     # fmt: on
@@ -64,29 +65,54 @@ class Run:
         self.answer = Answer(failover, self.log, limits, self.id, int(self.created))
         self.terminal: Terminal | None = None
         self.viewers = 0
+        self.position = 0  # in the line; 0 once it is out of it
         self._task: asyncio.Task[None] | None = None
         self._alone: asyncio.TimerHandle | None = None
         self._ending: Finish | Fault | CancelReason | None = None
         self._began = 0.0
         self._ended: float | None = None
 
-    def start(self, *, on_end: Callable[["Run"], object] = lambda run: None) -> None:
-        """Log `start` and begin to ask. `on_end` is called once, after the terminal event."""
+    def start(
+        self, *, on_end: Callable[["Run"], object] = lambda run: None, place: asyncio.Future[None] | None = None
+    ) -> None:
+        """Log `start` and begin to ask: at once, or when `place` is done.
+
+        `on_end` is called once, after the terminal event.
+        """
         loop = asyncio.get_running_loop()
         self._on_end = on_end
         self._now = loop.time
         self._began = self._now()
-        self._deadline = asyncio.timeout(self.limits.run_timeout)
-        self.answer.open()
-        self._task = loop.create_task(self._generate(), name=f"run {self.id}")
+        if place is None:
+            self._open()
+        else:
+            self._deadline = asyncio.timeout(None)
+        self._task = loop.create_task(self._generate(place), name=f"run {self.id}")
         self._task.add_done_callback(self._close)
         if self._ending is not None:
             self._task.cancel()
         self._linger()
 
+    def _open(self) -> None:
+        self.position = 0
+        self._began = self._now()
+        self._deadline = asyncio.timeout(self.limits.run_timeout)
+        self.answer.open()
+
     @property
     def started(self) -> bool:
         return self._task is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits in line; nobody was asked yet."""
+        return self.position > 0
+
+    def tell_position(self, position: int) -> None:
+        """Log its place in the line, where that has changed."""
+        if position != self.position:
+            self.position = position
+            self.log.append([Queued(position)])
 
     def end(self, reason: Fault | CancelReason) -> None:
         """Stop the run for `reason`, unless it is ending already. The upstream's socket closes as the task unwinds.
@@ -101,7 +127,13 @@ class Run:
 
     @contextmanager
     def viewing(self) -> Iterator[None]:
-        """Count as a viewer. Once nobody has for `linger` seconds, nobody wants the rest: the run is cancelled."""
+        """Count as a viewer. Once nobody has for `linger` seconds, nobody wants the rest: the run is cancelled.
+
+        Raises ServiceError overloaded where there are `max_viewers`.
+        """
+        if self.viewers >= self.limits.max_viewers:
+            text = f"This run has {self.viewers} viewers; more cannot follow it."
+            raise ServiceError("overloaded", text, limit="max_viewers")
         self.viewers += 1
         if self._alone:
             self._alone.cancel()
@@ -114,10 +146,11 @@ class Run:
     def linger_for(self, seconds: float) -> None:
         """Go on for as long without a viewer, or longer where it did already: counted anew from now."""
         self.limits = replace(self.limits, linger=max(seconds, self.limits.linger))
-        with self.viewing():
-            pass
+        self._linger()
 
     def _linger(self) -> None:
+        if self._alone:
+            self._alone.cancel()
         if self.viewers or self.log.closed or not self.started:
             return
         if self.limits.linger:
@@ -130,8 +163,10 @@ class Run:
         if self._task:
             await asyncio.wait([self._task])
 
-    async def _generate(self) -> None:
+    async def _generate(self, place: asyncio.Future[None] | None) -> None:
         try:
+            if place is not None:
+                await self._wait_for(place)
             async with self._deadline:
                 ending = await self.answer.ask()
         except Exception as exc:
@@ -139,6 +174,15 @@ class Run:
                 return  # that it comes to pieces while it is being cancelled concerns nobody
             ending = fault_of(self._late() if self._deadline.expired() else exc, self.id)
         self._ending = self._ending or ending
+
+    async def _wait_for(self, place: asyncio.Future[None]) -> None:
+        try:
+            async with asyncio.timeout(self.limits.queue_timeout):
+                await place
+        except TimeoutError:
+            text = f"No place became free within {self.limits.queue_timeout:g} s."
+            raise ServiceError("overloaded", text, limit="queue_timeout") from None
+        self._open()
 
     def _late(self) -> Fault:
         """What a run that is over its time ends by, whatever its provider makes of that; a silence was there first."""
@@ -149,6 +193,7 @@ class Run:
         if self._alone:
             self._alone.cancel()
         self._ended = self._now()
+        self.position = 0
         # Without a reason it was nobody of ours who cancelled it: the loop is closing.
         self.terminal = self._terminal(self._ending or "draining")
         # What is kept of a run is its answer: not its prompt, nor the frames of what ended it, which hold that too.

@@ -1,16 +1,17 @@
 """The runs of a process: who may begin one, find one, or ask for one a second time, and how long each is kept.
 
-    create ──▶ begin ──▶ goes on ──▶ over, kept for `keep` seconds ──▶ forgotten
+    create ──▶ begin ──▶ (waits in line) ──▶ goes on ──▶ over, kept for `keep` seconds ──▶ forgotten
        a key is reserved │ can be found by its id and, by its owner, with its key
 
-What becomes of one run is streaming/run.py's business.
+Who waits, and who is turned away, is admission.py's business, what becomes of one run that of run.py.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from .errors import RequestError, ServiceError
+from .admission import Admission, Capacity
+from .errors import Fault, RequestError, ServiceError
 from .failover import Failover
 from .limits import Limits
 from .run import Run
@@ -30,9 +31,11 @@ class Runs:
         self,
         keep: float,
         keep_bytes: int,
+        capacity: Capacity | None = None,
         on_quiet: Callable[[], object] = lambda: None,
         on_end: Callable[[Run], object] = lambda run: None,
     ) -> None:
+        self.admission = Admission(capacity or Capacity())
         self._on_quiet = on_quiet
         self._on_end = on_end
         self._keep = keep
@@ -46,7 +49,7 @@ class Runs:
         self.draining = False
 
     def __len__(self) -> int:
-        """How many go on."""
+        """How many go on, or wait in line."""
         return len(self._active)
 
     def create(self, failover: Failover, limits: Limits, *, owner: str = "", key: str = "", asked: bytes = b"") -> Run:
@@ -69,25 +72,36 @@ class Runs:
         return run
 
     def begin(self, run: Run) -> None:
-        """Start a run, unless it was. Raises ServiceError shutting_down once `drain` was called."""
+        """Start a run, unless it was, at once or when its place is free.
+
+        Raises Fault where there is no place in the line either; ServiceError shutting_down once `drain` was called.
+        """
         if run.started:
             return
-        if self.draining:
+        try:
+            if self.draining:
+                raise ServiceError("shutting_down", "The service is shutting down.")
+            place = self.admission.admit(run)
+        except Fault:
             self._keys.pop((run.owner, run.key), None)
-            raise ServiceError("shutting_down", "The service is shutting down.")
+            raise
         self._runs[run.id] = run
         self._active.add(run)
-        run.start(on_end=self._retire)
+        run.start(on_end=self._retire, place=place)
 
-    def find(self, run_id: str, owner: str = "") -> Run:
-        """Return a run that goes on or is kept. Raises RequestError not_found, for another owner's run too."""
+    def find(self, run_id: str, owner: str | None = "") -> Run:
+        """Return a run that goes on or is kept; without an owner, whosever it is.
+
+        Raises RequestError not_found, for another owner's run too.
+        """
         run = self._runs.get(run_id)
-        if run is None or run.owner != owner:
+        if run is None or owner not in (None, run.owner):
             raise RequestError("not_found", "There is no such run, or it was over and is no longer kept.")
         return run
 
     def _retire(self, run: Run) -> None:
         self._active.discard(run)
+        self.admission.leave(run)
         self._on_end(run)
         if not self._active:
             self._on_quiet()
@@ -115,16 +129,27 @@ class Runs:
         self._keys.pop((run.owner, run.key), None)
 
     def drain(self) -> None:
-        """Begin no more runs and end those that go on; their viewers get the terminal event."""
+        """Begin no more runs, and end those that wait in line; those that go on may."""
         self.draining = True
-        for run in list(self._active):
+        for run in self._active:
+            if run.waits:
+                run.end("draining")
+
+    def end(self) -> None:
+        """Begin no more runs, and end those that go on; their viewers get the terminal event."""
+        self.draining = True
+        for run in self._active:
             run.end("draining")
+
+    async def wait(self) -> None:
+        """Return when no run goes on, and their upstreams are closed."""
+        while self._active:
+            await next(iter(self._active)).wait()
 
     async def close(self) -> None:
         """End every run; return when their upstreams are closed."""
-        self.drain()
-        for run in list(self._active):
-            await run.wait()
+        self.end()
+        await self.wait()
         if self._clock:
             self._clock.cancel()
 

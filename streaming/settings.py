@@ -6,7 +6,7 @@ named in one message. Lists are comma-separated in the environment, tables are J
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import FieldInfo, replace
 
+from .admission import Capacity
 from .breaker import BreakerPolicy
 from .failover import Retries
 from .request import WEEK, Fallbacks, ModelNames, ProviderSettings, Seconds
@@ -21,8 +22,13 @@ from .request import WEEK, Fallbacks, ModelNames, ProviderSettings, Seconds
 PREFIX = "SIDESTREAM_"
 Bytes = Annotated[int, Meta(gt=0)]
 Origin = Annotated[str, Meta(pattern=r"^https?://[^/?#\s*]+$")]
+Host = Annotated[str, Meta(pattern=r"^(?:\*|(?:\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])$")]
+Count = Annotated[int, Meta(ge=0)]
 TARGET = re.compile(r"[\w.]+:\w+")
+# A name, by which a key is told from others, and the key itself: what a header can hold, and no comma.
+API_KEY = re.compile(r"([A-Za-z0-9._-]{1,100}):([!-+\--~]+)")
 Doc = Meta
+LISTS = {"allowed_hosts", "allowed_origins", "api_keys"}
 # The same by another name, in the environment.
 SPELLINGS = {"graphs": "langgraph", "chains": "langchain"}
 
@@ -30,6 +36,61 @@ SPELLINGS = {"graphs": "langgraph", "chains": "langchain"}
 class Settings(Struct, frozen=True, kw_only=True):
     """What an operator can set. A request may shorten the three deadlines, never lengthen them."""
 
+    host: Annotated[str, Doc(description="address that the command `sidestream` listens on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535), Doc(description="its port; also `PORT`")] = 8000
+    api_keys: Annotated[
+        list[str], Doc(description="who may use this service, as `name:KEY`; runs belong to the name")
+    ] = []
+    api_keys_file: Annotated[str, Doc(description="the same in a file, one a line; read anew when it has changed")] = ""
+    jwt_secret: Annotated[
+        str, Meta(min_length=32), Doc(description="accepts JWTs signed with this (HS256 ...), 32 characters or more")
+    ] = ""
+    jwt_keys_file: Annotated[
+        str,
+        Doc(description="accepts JWTs signed with one of the keys in this JWKS file; read anew when it has changed"),
+    ] = ""
+    jwt_audience: Annotated[str, Doc(description="what their `aud` must be")] = ""
+    jwt_issuer: Annotated[str, Doc(description="what their `iss` must be")] = ""
+    jwt_cookie: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9._-]+$"), Doc(description="a cookie that may hold one, too")
+    ] = ""
+    public_metrics: Annotated[
+        bool, Doc(description="`/metrics` and `/readyz?verbose` need no key, though others do")
+    ] = False
+    allow_upstream_keys: Annotated[
+        bool, Doc(description="callers may bring a key of their own for the upstream, in `X-Upstream-Key`")
+    ] = False
+    allowed_hosts: Annotated[
+        list[Host],
+        Doc(
+            description="names this service is reached by, `app.example`, `*.app.example` or `*`;"
+            " else any, but only local ones over loopback where no key is needed"
+        ),
+    ] = []
+    max_runs: Annotated[Count, Doc(description="most runs at once, 0 for any number; the others wait in line")] = 10_000
+    max_runs_per_owner: Annotated[Count, Doc(description="most runs at once of one owner, 0 for any number")] = 0
+    max_queue: Annotated[Count, Doc(description="most runs that wait in line; who comes then is refused")] = 1000
+    max_queue_per_owner: Annotated[Count, Doc(description="most of one owner, 0 for any number")] = 0
+    queue_timeout: Annotated[Seconds, Doc(description="longest a run waits in line, seconds")] = 60.0
+    rate_limit: Annotated[
+        Count, Doc(description="most requests that begin a run, of one owner in a minute, 0 for any number")
+    ] = 0
+    max_messages: Annotated[
+        int, Meta(gt=0, le=10_000), Doc(description="most messages in a request")  # more would halt all other streams
+    ] = 1000
+    max_viewers: Annotated[int, Meta(gt=0), Doc(description="most viewers of a run")] = 10_000
+    max_connections: Annotated[
+        Count, Doc(description="most connections to the command's server, 0 for any number; who comes then gets 503")
+    ] = 20_000
+    header_timeout: Annotated[
+        Seconds, Doc(description="longest the command's server waits for a request's head, seconds")
+    ] = 20.0
+    body_timeout: Annotated[Seconds, Doc(description="longest wait for a request's body, seconds")] = 30.0
+    drain_timeout: Annotated[
+        float,
+        Meta(ge=0, le=WEEK),
+        Doc(description="how long runs may go on once the service is told to stop, seconds"),
+    ] = 25.0
     model: Annotated[str, Doc(description="default model, `provider/model`; else the first provider that is ready")] = (
         ""
     )
@@ -121,6 +182,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         return Retries(self.max_retries, self.retry_delay, self.max_retry_after)
 
     @property
+    def capacity(self) -> Capacity:
+        return Capacity(self.max_runs, self.max_runs_per_owner, self.max_queue, self.max_queue_per_owner)
+
+    @property
     def breaker(self) -> BreakerPolicy:
         return BreakerPolicy(self.breaker_share, self.breaker_attempts, self.breaker_window, self.breaker_pause)
 
@@ -144,6 +209,9 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
             told = f"{settings.linger:g} s is longer than max_linger, {settings.max_linger:g} s"
             problems.append(f"{PREFIX}LINGER: {told}")
         settings = replace(settings, linger=settings.max_linger)
+    if not settings.jwt_secret and not settings.jwt_keys_file:
+        idle = [name for name in ("jwt_audience", "jwt_issuer", "jwt_cookie") if name in values]
+        problems += [f"{PREFIX}{name.upper()}: of no use without jwt_secret or jwt_keys_file" for name in idle]
     return settings, problems
 
 
@@ -158,13 +226,24 @@ def _convert(raw: Any, spec: FieldInfo) -> Any:
         for name, target in raw.items():
             if not isinstance(target, str) or not TARGET.fullmatch(target):
                 raise msgspec.ValidationError(f"{name}: Expected `module:attr`, got `{target}`")
-    return msgspec.convert(raw, spec.type, strict=False)
+    value = msgspec.convert(raw, spec.type, strict=False)
+    if spec.name == "api_keys":
+        check_keys(value)
+    return value
+
+
+def check_keys(pairs: Sequence[str]) -> None:
+    """Raise ValidationError where they are not all `name:KEY`, or one key has two names; it repeats none of them."""
+    if bad := [str(place) for place, pair in enumerate(pairs, 1) if not API_KEY.fullmatch(pair)]:
+        raise msgspec.ValidationError(f"Expected `name:KEY`, and no space or comma in it (number {', '.join(bad)})")
+    if len({pair.partition(":")[2] for pair in pairs}) < len(pairs):
+        raise msgspec.ValidationError("the same key is given twice")
 
 
 def _parsed(text: str, name: str) -> Any:
     """Read what the environment holds as text, where it stands for a list or a table."""
-    if name == "allowed_origins":
-        return [origin for part in text.split(",") if (origin := part.strip())]
+    if name in LISTS:
+        return [one for part in text.split(",") if (one := part.strip())]
     if name in SPELLINGS.values() and not text.lstrip().startswith("{"):
         return _pairs(text)
     return msgspec.json.decode(text) if name in ("models", "providers", *SPELLINGS.values()) else text

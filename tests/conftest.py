@@ -28,7 +28,7 @@ class Service:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**clean, **environ}, stdout=out, stderr=subprocess.STDOUT
+                command, cwd=ROOT, env={**clean, **AT_ONCE, **environ}, stdout=out, stderr=subprocess.STDOUT
             )
 
     @property
@@ -57,6 +57,7 @@ class Service:
             raise
 
 
+AT_ONCE = {"SIDESTREAM_DRAIN_TIMEOUT": "0"}  # most tests want no more of a service that they stop
 # What a developer's shell may hold and a test must not see.
 FOREIGN = ("SIDESTREAM_", "OPENAI_", "ANTHROPIC_")
 Start = Callable[..., Service]

@@ -9,7 +9,7 @@ from pathlib import Path
 from .client import get, text
 from .conftest import ROOT, Start
 
-COMMAND = [sys.executable, "-c", "import service; service.main()"]
+COMMAND = [sys.executable, "-c", "import command; command.main()"]
 
 
 def test_it_prints_where_the_page_is_and_what_is_ready(start_service: Start) -> None:

@@ -18,9 +18,11 @@ CODES: dict[str, tuple[type[Fault], int, bool, str]] = {
     "unknown_model": (RequestError, 404, False, "Not Found"),
     "method_not_allowed": (RequestError, 405, False, "Method Not Allowed"),
     "not_acceptable": (RequestError, 406, False, "Not Acceptable"),
+    "request_timeout": (RequestError, 408, True, "Request Timeout"),
     "conflict": (RequestError, 409, False, "Conflict"),
     "too_large": (RequestError, 413, False, "Request Entity Too Large"),
     "unsupported_media_type": (RequestError, 415, False, "Unsupported Media Type"),
+    "rate_limited": (RequestError, 429, True, "Too Many Requests"),
     "upstream_auth": (UpstreamError, 502, False, "Bad Gateway"),
     "upstream_rejected": (UpstreamError, 502, False, "Bad Gateway"),
     "upstream_rate_limited": (UpstreamError, 503, True, "Service Unavailable"),
@@ -35,6 +37,7 @@ CODES: dict[str, tuple[type[Fault], int, bool, str]] = {
     "run_timeout": (ServiceError, 504, True, "Gateway Timeout"),
     "output_limit": (ServiceError, 500, False, "Internal Server Error"),
     "internal": (ServiceError, 500, False, "Internal Server Error"),
+    "overloaded": (ServiceError, 503, True, "Service Unavailable"),
     "shutting_down": (ServiceError, 503, True, "Service Unavailable"),
 }
 

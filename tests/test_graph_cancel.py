@@ -273,7 +273,7 @@ def test_a_service_that_is_stopped_ends_its_graphs_whatever_they_do(
 ) -> None:
     """Nodes in threads, in the graph's own or in LangGraph's, do not hold up the end of the process."""
     blocking = ["sleeping", "sleeping_blocking", "resisting"]
-    command = [sys.executable, "-c", "import service; service.main()"]
+    command = [sys.executable, "-c", "import command; command.main()"]
     service = start_graphs(start_service, upstream, *blocking, *LEFT, command=command)
     gates = [Gate(tmp_path, graph) for graph in blocking]
     for _ in LEFT:

@@ -804,7 +804,7 @@ BAD_TARGETS = {
 def refusal_to_start(**environ: str) -> list[str]:
     """Start the command with these settings, which it refuses; return what it says."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    command = [sys.executable, "-c", "import service; service.main()"]
+    command = [sys.executable, "-c", "import command; command.main()"]
     ended = subprocess.run(
         command, cwd=ROOT, env={**clean, **environ}, capture_output=True, text=True, timeout=20, check=False
     )

@@ -242,7 +242,7 @@ def test_threads_that_ask_at_once_get_one_model_server(tmp_path: Path, monkeypat
 
 
 def test_one_model_server_serves_all_workers_and_is_started_anew_when_its_owner_dies(start_service: Start) -> None:
-    command = [sys.executable, "-c", "import service; service.main()"]
+    command = [sys.executable, "-c", "import command; command.main()"]
     service = start_service("--workers", "2", command=command)
 
     def workers() -> list[int]:

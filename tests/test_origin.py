@@ -174,7 +174,7 @@ def test_an_allowed_page_may_read_its_answer_and_send_its_cookies(method: str, t
         {
             "access-control-allow-origin": "https://app.example",
             "access-control-allow-credentials": "true",
-            "access-control-expose-headers": "Location, Content-Location, Retry-After",
+            "access-control-expose-headers": "Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy",
             "vary": "Origin",
         },
     )

@@ -33,6 +33,7 @@ def told(run: Run, **differing: Any) -> None:
     plain = {
         "id": run.id,
         "state": "running",
+        "position": 0,
         "provider": "test",
         "model": "m",
         "created": int(run.created),
@@ -54,7 +55,7 @@ def told(run: Run, **differing: Any) -> None:
 
 def test_a_run_that_has_not_begun_stands_before_its_first_event() -> None:
     run = run_of(Plays())
-    told(run, last_event_id=f"{run.id}-0")
+    told(run, last_event_id=f"{run.id}-0", usage=Usage())
 
 
 def test_a_run_tells_how_it_stands_at_any_moment() -> None:

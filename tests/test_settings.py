@@ -18,6 +18,30 @@ from .client import DEADLINE
 from .conftest import FOREIGN, ROOT
 
 DEFAULTS: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 8000,
+    "api_keys": [],
+    "api_keys_file": "",
+    "jwt_secret": "",
+    "jwt_keys_file": "",
+    "jwt_audience": "",
+    "jwt_issuer": "",
+    "jwt_cookie": "",
+    "public_metrics": False,
+    "allow_upstream_keys": False,
+    "allowed_hosts": [],
+    "max_runs": 10_000,
+    "max_runs_per_owner": 0,
+    "max_queue": 1000,
+    "max_queue_per_owner": 0,
+    "queue_timeout": 60.0,
+    "rate_limit": 0,
+    "max_messages": 1000,
+    "max_viewers": 10_000,
+    "max_connections": 20_000,
+    "header_timeout": 20.0,
+    "body_timeout": 30.0,
+    "drain_timeout": 25.0,
     "model": "",
     "models": {},
     "run_timeout": 600.0,
@@ -108,6 +132,20 @@ ENVIRONMENT = [
         '{"x": {"use": "openai", "models": ["m"]}}',
         {"providers": {"x": ProviderSettings("openai", models=["m"])}},
     ),
+    ("API_KEYS", "web:abc, cron:d:e/f+=", {"api_keys": ["web:abc", "cron:d:e/f+="]}),
+    ("API_KEYS", "web:abc,web:def", {"api_keys": ["web:abc", "web:def"]}),
+    ("API_KEYS_FILE", "/run/keys", {"api_keys_file": "/run/keys"}),
+    ("JWT_SECRET", "0" * 32, {"jwt_secret": "0" * 32}),
+    ("JWT_KEYS_FILE", "/run/jwks", {"jwt_keys_file": "/run/jwks"}),
+    ("PUBLIC_METRICS", "true", {"public_metrics": True}),
+    ("ALLOW_UPSTREAM_KEYS", "1", {"allow_upstream_keys": True}),
+    ("ALLOWED_HOSTS", "app.example, *.b.example,[::1]", {"allowed_hosts": ["app.example", "*.b.example", "[::1]"]}),
+    ("ALLOWED_HOSTS", "*", {"allowed_hosts": ["*"]}),
+    ("HOST", "0.0.0.0", {"host": "0.0.0.0"}),
+    ("PORT", "0", {"port": 0}),
+    ("MAX_RUNS", "0", {"max_runs": 0}),
+    ("MAX_QUEUE", "0", {"max_queue": 0}),
+    ("DRAIN_TIMEOUT", "0", {"drain_timeout": 0.0}),
     ("GRAPHS", "agent=my_app.graph:graph", {"langgraph": {"agent": "my_app.graph:graph"}}),
     ("GRAPHS", " a = m:g , b=m.n:h,, ", {"langgraph": {"a": "m:g", "b": "m.n:h"}}),
     ("GRAPHS", '{"a": "m:g", "b": "m:h"}', {"langgraph": {"a": "m:g", "b": "m:h"}}),
@@ -175,6 +213,14 @@ def test_a_run_lingers_no_longer_by_default_than_it_may_at_most(
     assert (settings.linger, found) == (linger, problems)
 
 
+@pytest.mark.parametrize("name", ["AUDIENCE", "ISSUER", "COOKIE"])
+def test_what_is_expected_of_tokens_wants_a_key_to_check_them_by(name: str) -> None:
+    environ = {f"SIDESTREAM_JWT_{name}": "x"}
+    problem = f"SIDESTREAM_JWT_{name}: of no use without jwt_secret or jwt_keys_file"
+    assert load(environ) == (changed(**{f"jwt_{name.lower()}": "x"}), [problem])
+    assert load({**environ, "SIDESTREAM_JWT_SECRET": "0" * 32})[1] == []
+
+
 BAD = [
     ("RUN_TIMEOUT", "0", "Expected `float` > 0.0"),
     ("RUN_TIMEOUT", "-1", "Expected `float` > 0.0"),
@@ -221,6 +267,16 @@ BAD = [
     ("CHAINS", "null", "Expected `name=module:attr`, got `null`"),
     ("GRAPHS", "{", "Input data was truncated"),
     ("GRAPHS", '{"a": 5}', "a: Expected `module:attr`, got `5`"),
+    ("API_KEYS", "secret", "Expected `name:KEY`, and no space or comma in it (number 1)"),
+    ("API_KEYS", "web:abc,secret,:x,y:", "Expected `name:KEY`, and no space or comma in it (number 2, 3, 4)"),
+    ("API_KEYS", "a b:c", "Expected `name:KEY`, and no space or comma in it (number 1)"),
+    ("API_KEYS", "web:secret,cron:secret", "the same key is given twice"),
+    ("JWT_SECRET", "short", "Expected `str` of length >= 32"),
+    ("PORT", "65536", "Expected `int` <= 65535"),
+    ("MAX_RUNS", "-1", "Expected `int` >= 0"),
+    ("MAX_MESSAGES", "0", "Expected `int` >= 1"),
+    ("MAX_MESSAGES", "10001", "Expected `int` <= 10000"),
+    ("DRAIN_TIMEOUT", "-1", "Expected `float` >= 0.0"),
     ("THREADS", "0", "Expected `int` >= 1"),
     ("THREADS", "-1", "Expected `int` >= 1"),
     ("THREADS", "1001", "Expected `int` <= 1000"),

@@ -27,7 +27,7 @@ class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     message: str | None = None
     question: str | None = None
-    messages: Annotated[list[Message], Meta(max_length=10_000)] | None = None  # more would halt all other streams
+    messages: Annotated[list[Message], Meta(max_length=10_000)] | None = None  # as of settings' max_messages at most
     model: str | ModelNames | Fallbacks | None = None
     system: str | None = None
     system_prompt: str | None = None
@@ -35,6 +35,12 @@ class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     first_token_timeout: Seconds | None = None
     idle_timeout: Seconds | None = None
     linger: Annotated[float, Meta(ge=0)] | None = None
+
+    def check_size(self, most: int) -> None:
+        """Raise RequestError too_large where there are more than so many messages."""
+        if self.messages and len(self.messages) > most:
+            text = f"There are {len(self.messages)} messages; {most} at most may be sent."
+            raise RequestError("too_large", text, field="messages", limit="max_messages")
 
     def to_run(self, model: str) -> RunRequest:
         """Return the request to a provider. Raises RequestError where the conversation is none."""

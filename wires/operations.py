@@ -43,6 +43,12 @@ def metrics(counted: Metrics, breakers: Breakers) -> Response:
                 ("skipped_chunks", "Chunks of whole answers that could not be read.", counted.skipped_chunks),
             ):
                 yield CounterMetricFamily(f"sidestream_{name}", text, value=value)
+            refusals = CounterMetricFamily(
+                "sidestream_refusals", "Requests that were refused, by code and by limit.", labels=["code", "limit"]
+            )
+            for labels, value in sorted(counted.refusals.items()):
+                refusals.add_metric(labels, value)
+            yield refusals
             states = GaugeMetricFamily(
                 "sidestream_breaker_state",
                 "Whether a model is asked: 1 for the state it is in.",

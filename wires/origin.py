@@ -6,11 +6,29 @@ otherwise spend our upstream's money with an image tag.
 """
 
 from collections.abc import Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from streaming.errors import RequestError
+
+EXPOSED = ["Location", "Content-Location", "Retry-After", "RateLimit", "RateLimit-Policy"]
+
+
+def cors(allowed: Collection[str]) -> list[Middleware]:
+    """Let the pages of these origins read our answers, and send cookies (Fetch, 3.3); nothing where there are none."""
+    if not allowed:
+        return []
+    how: dict[str, Any] = {
+        "allow_credentials": True,
+        "allow_methods": ["*"],
+        "allow_headers": ["*"],
+        "expose_headers": EXPOSED,
+    }
+    return [Middleware(CORSMiddleware, allow_origins=allowed, **how)]
 
 
 def check_origin(headers: Headers, allowed: Collection[str]) -> None:

@@ -35,11 +35,6 @@ def problem(fault: Fault) -> Response:
     return Response(json_line(body), fault.status, headers, "application/problem+json")
 
 
-async def _on_fault(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, Fault)
-    return problem(exc)
-
-
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     if exc.status_code == 405:
@@ -49,10 +44,8 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
 
 
 # Starlette's table of who answers what was raised.
-PROBLEMS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-    Fault: _on_fault,
-    HTTPException: _on_http_exception,
-}
+PROBLEMS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {HTTPException: _on_http_exception}
+NOT_SNIFFED = (b"x-content-type-options", b"nosniff")  # a type is what we say it is (Fetch, 3.5)
 
 
 class Problems:
@@ -66,6 +59,8 @@ class Problems:
 
         async def watched(message: Message) -> None:
             nonlocal started
+            if not started and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], NOT_SNIFFED]}
             started = True
             try:
                 await send(message)

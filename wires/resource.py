@@ -39,17 +39,14 @@ class Links:
         expires = self.expires(run)
         return f"{path}?expires={expires}&signature={self._signature(run.id, str(expires))}"
 
-    def check(self, run_id: str, query: Mapping[str, str]) -> bool:
-        """Tell whether a URL is signed for this run. Raises RequestError forbidden where it is, but not rightly."""
+    def check(self, run_id: str, query: Mapping[str, str]) -> None:
+        """Raise RequestError forbidden where a URL that `is_signed` is not, or no longer, signed for this run."""
         expires, signature = query.get("expires"), query.get("signature")
-        if expires is None and signature is None:
-            return False
         if not self._signer.verify_signature(f"{run_id}:{expires}".encode(), signature or ""):
             raise RequestError("forbidden", "The signature is not for this URL.", field="signature")
         assert expires is not None
         if int(expires) < time.time():
             raise RequestError("forbidden", "The signature has expired.", field="expires")
-        return True
 
     def _signature(self, run_id: str, expires: str) -> str:
         return self._signer.get_signature(f"{run_id}:{expires}").decode()
@@ -62,6 +59,11 @@ class Links:
             "status_url": self.signed(run, path),
             "expires": self.expires(run),
         }
+
+
+def is_signed(query: Mapping[str, str]) -> bool:
+    """Whether a URL is signed, rightly or not."""
+    return "expires" in query or "signature" in query
 
 
 def json_response(value: dict[str, Any], status_code: int = 200, **headers: str) -> Response:
@@ -78,7 +80,8 @@ def status(run: Run) -> dict[str, Any]:
     """Say how a run stands: its text so far, and its terminal event's data as `ending` once it is over."""
     return {
         "id": run.id,
-        "state": run.terminal.name if run.terminal else "running",
+        "state": run.terminal.name if run.terminal else "queued" if run.waits else "running",
+        "position": run.position,
         "provider": run.answer.provider,
         "model": run.answer.model,
         "created": int(run.created),

@@ -58,6 +58,7 @@ class Conversation:
         *,
         send_timeout: float,
         max_bytes: int,
+        on_refusal: Callable[[Fault], object] = lambda fault: None,
         lost: tuple[Run, EventId] | None = None,
     ) -> None:
         self._socket = socket
@@ -65,6 +66,7 @@ class Conversation:
         self._start = start
         self._send_timeout = send_timeout
         self._max_bytes = max_bytes
+        self._on_refusal = on_refusal
         self._defaults = decode_query([pair for pair in socket.query_params.multi_items() if pair[0] != RESUME])
         if self._defaults.given(("input",)) or any(
             getattr(self._defaults, name) for name in ("message", "question", "messages")
@@ -116,7 +118,9 @@ class Conversation:
     def _take(self, text: str | None) -> _Turn | None:
         """Take a frame: stop the turn, or make the next one."""
         if text is not None and len(text.encode()) > self._max_bytes:
-            raise RequestError("too_large", f"The frame is larger than {self._max_bytes} bytes.")
+            raise RequestError(
+                "too_large", f"The frame is larger than {self._max_bytes} bytes.", limit="max_body_bytes"
+            )
         if text is None:
             raise RequestError("invalid_request", "Send text frames, not binary ones.")
         request = _object(text)
@@ -144,7 +148,8 @@ class Conversation:
         if chat.messages is None and whole.thread_id is None:
             conversation = [*self._history, *conversation]
         if len(msgspec.json.encode(conversation)) > self._max_bytes:
-            raise RequestError("too_large", f"The conversation is larger than {self._max_bytes} bytes.")
+            text = f"The conversation is larger than {self._max_bytes} bytes."
+            raise RequestError("too_large", text, limit="max_body_bytes")
         run = self._new_run(replace(whole, message=None, question=None, messages=conversation))
         return _Turn(run, 0, conversation if whole.thread_id is None else None)
 
@@ -189,6 +194,7 @@ class Conversation:
             self._history = [*turn.conversation, Message("assistant", answer)]
 
     async def _refuse(self, fault: Fault) -> None:
+        self._on_refusal(fault)
         told = {"error": fault.text, "code": fault.code, "retryable": fault.retryable}
         await self._socket.send_text(json_line({"event": "error", "data": told}).decode())
 

@@ -1,0 +1,82 @@
+"""By which names the service is reached: a site whose name is made to resolve to this machine is none of ours.
+
+Such a site (DNS rebinding) is of the same origin as we are to a browser, but it has to be called by its name. So where
+nobody needs a key, over loopback only names count that no site of the internet can have: addresses, names without a
+dot, and those below `localhost` (RFC 6761, 6.3). With a list of names those on it count, whatever the way.
+"""
+
+import ipaddress
+import logging
+from collections.abc import Collection
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from streaming.errors import RequestError
+
+from .problem import problem
+
+PROBES = {"/healthz", "/readyz"}  # which come by whatever address a machine has
+logger = logging.getLogger("sidestream")
+
+
+class Hosts:
+    """Middleware that refuses a request for another host. `is_open`: nobody needs a key."""
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str], *, is_open: bool) -> None:
+        self._app = app
+        self._allowed = [name.lower() for name in allowed]
+        self._is_open = is_open
+        self._warned = not is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._serves(scope):
+            await self._app(scope, receive, send)
+            return
+        refusal = problem(
+            RequestError("forbidden", "This is not the host that is asked for (SIDESTREAM_ALLOWED_HOSTS).")
+        )
+        if scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).send_denial_response(refusal)
+        else:
+            await refusal(scope, receive, send)
+
+    def _serves(self, scope: Scope) -> bool:
+        server = (scope.get("server") or ("",))[0]
+        over_loopback = _is_loopback(server)
+        if not (self._warned or over_loopback or not server):
+            self._warned = True
+            logger.warning("whoever reaches %s may use this service, without a key (SIDESTREAM_API_KEYS)", server)
+        if not self._allowed and not (self._is_open and over_loopback):
+            return True
+        name = _name(HTTPConnection(scope).headers.get("host", ""))
+        if self._allowed:
+            return scope["path"] in PROBES or any(_matches(name, allowed) for allowed in self._allowed)
+        return _is_local(name)
+
+
+def _name(host: str) -> str:
+    """Return the name in a Host header, without its port."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdecimal() else host).lower().removesuffix(".")
+
+
+def _matches(name: str, allowed: str) -> bool:
+    return allowed in ("*", name) or (allowed.startswith("*.") and name.endswith(allowed[1:]))
+
+
+def _is_local(name: str) -> bool:
+    return "." not in name or name.endswith(".localhost") or _address(name) is not None
+
+
+def _is_loopback(server: str) -> bool:
+    address = _address(server)
+    return address is not None and address.is_loopback
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None

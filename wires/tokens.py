@@ -1,0 +1,55 @@
+"""JSON Web Tokens (RFC 7519) of an issuer that the operator trusts: whoever shows one is its subject.
+
+PyJWT checks the signature and the claims; which algorithms count is said by the key, never by the token.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jwt
+
+from .mounted import Mounted
+
+HMAC = ["HS256", "HS384", "HS512"]
+Keys = Mapping[str | None, Any]
+
+
+class Tokens:
+    """Accepts tokens signed with `secret` or with a key of the JWKS file `keys_file` (RFC 7517).
+
+    They must have an `exp` that is to come, a `sub`, and where those are given this `audience` and `issuer`.
+    Raises SettingsError where the file cannot be read.
+    """
+
+    def __init__(self, secret: str = "", keys_file: str = "", audience: str = "", issuer: str = "") -> None:
+        self._secret = secret
+        self._keys = Mounted("jwt_keys_file", keys_file, _keys) if keys_file else None
+        self._expected: Any = {"audience": audience or None, "issuer": issuer or None}
+
+    def subject(self, token: str) -> str | None:
+        """Return whose token it is; None where it does not count."""
+        try:
+            key, algorithms = self._key(jwt.get_unverified_header(token))
+            options: Any = {"require": ["exp", "sub"]}
+            claims = jwt.decode(token, key, algorithms=algorithms, options=options, **self._expected)
+        except (jwt.PyJWTError, KeyError, ValueError, RecursionError):
+            return None
+        return str(claims["sub"]) or None
+
+    def _key(self, header: dict[str, Any]) -> tuple[Any, list[str]]:
+        """Return the key that a token's header names, and its algorithms. Raises KeyError where there is none."""
+        if self._secret and header.get("alg") in HMAC:
+            return self._secret, HMAC
+        keys: Keys = self._keys.value if self._keys else {}
+        named = header.get("kid")
+        key = next(iter(keys.values())) if named is None and len(keys) == 1 else keys[named]
+        return key, [key.algorithm_name]
+
+
+def _keys(text: str) -> Keys:
+    try:
+        keys = jwt.PyJWKSet.from_dict(json.loads(text)).keys
+    except (jwt.PyJWTError, AttributeError, TypeError, ValueError, RecursionError):
+        raise ValueError("not a JWKS with a key that can be used") from None
+    return {key.key_id: key for key in keys}
