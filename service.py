@@ -21,7 +21,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from providers.registry import Model, Providers
-from streaming.breaker import Breakers
+from streaming.breaker import Breaker, Breakers
 from streaming.drain import Drain
 from streaming.errors import Fault, RequestError, SettingsError
 from streaming.failover import Candidate, Failover
@@ -33,7 +33,7 @@ from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings, load
 from wires import ndjson as lines
-from wires.access import Access
+from wires.access import Access, Caller, upstream_key
 from wires.body import read_json
 from wires.chat import ChatRequest, decode_body, decode_query
 from wires.event_id import EventId, last_event_id, position
@@ -87,39 +87,40 @@ class Service:
         self.drain = Drain(self.runs, settings.drain_timeout, self._close_conversations)
         self.started = int(time.time())
 
-    def _owner(self, request: HTTPConnection) -> str:
+    def _caller(self, request: HTTPConnection) -> Caller:
         """Return whose request it is. Raises RequestError where it may not be made."""
         check_origin(request.headers, self.settings.allowed_origins)
-        return self.access.owner(request)
+        owner = self.access.owner(request)
+        return Caller(owner, upstream_key(request.headers, allowed=self.settings.allow_upstream_keys))
 
     async def chat(self, request: Request, *, default: str | None = None, ndjson: bool = False) -> Response:
         """Run and follow in one request, by POST or (for an EventSource) by GET; with an event id, follow only.
 
         `default` is the model of a request that names none, in place of the service's.
         """
-        owner = self._owner(request)
+        caller = self._caller(request)
         provider = request.path_params.get("name")
         if provider is not None:
             self.providers.check(provider)
         if seen := last_event_id(request.headers, request.query_params):
-            return self._follow(request, self.runs.find(seen.run, owner), seen, ndjson=ndjson)
-        left = self.quota.spend(owner)
+            return self._follow(request, self.runs.find(seen.run, caller.owner), seen, ndjson=ndjson)
+        left = self.quota.spend(caller.owner)
         if request.method == "POST":
-            run = await self._posted(request, owner, provider, default, linger=0)
+            run = await self._posted(request, caller, provider, default, linger=0)
         else:
-            run = self._new_run(decode_query(request.query_params.multi_items()), owner, provider, default)
+            run = self._new_run(decode_query(request.query_params.multi_items()), caller, provider, default)
         response = self._follow(request, run, None, ndjson=ndjson)
         response.headers.update(left)
         return response
 
     async def create_run(self, request: Request) -> Response:
         """Start a run that is followed by other requests, which may come and go."""
-        owner = self._owner(request)
+        caller = self._caller(request)
         if last_event_id(request.headers, request.query_params):
             text = "A request with an event id starts no run; follow one at /runs/<id>/events."
             raise RequestError("invalid_request", text, field="last_event_id")
-        left = self.quota.spend(owner)
-        run = await self._posted(request, owner, linger=self.settings.linger)
+        left = self.quota.spend(caller.owner)
+        run = await self._posted(request, caller, linger=self.settings.linger)
         self.runs.begin(run)
         path = path_of(request.scope, run)
         return json_response(self.links.created(run, path), 201, Location=path, **left)
@@ -142,24 +143,30 @@ class Service:
         """Return the run of a path: its owner's, or whosever it is where the URL is signed for it."""
         run_id, query = request.path_params["run_id"], request.query_params
         if not is_signed(query):
-            return self.runs.find(run_id, self._owner(request))
+            return self.runs.find(run_id, self._caller(request).owner)
         check_origin(request.headers, self.settings.allowed_origins)
         run = self.runs.find(run_id, None)
         self.links.check(run_id, query)
         return run
 
     async def _posted(
-        self, request: Request, owner: str, provider: str | None = None, default: str | None = None, *, linger: float
+        self,
+        request: Request,
+        caller: Caller,
+        provider: str | None = None,
+        default: str | None = None,
+        *,
+        linger: float,
     ) -> Run:
         """Make the run of a POST, or find that of its Idempotency-Key."""
         key = idempotency_key(request.headers)
         body = await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout)
-        return self._new_run(decode_body(body), owner, provider, default, linger=linger, key=key, body=body)
+        return self._new_run(decode_body(body), caller, provider, default, linger=linger, key=key, body=body)
 
     def _new_run(
         self,
         chat: ChatRequest,
-        owner: str,
+        caller: Caller,
         provider: str | None = None,
         default: str | None = None,
         *,
@@ -170,17 +177,21 @@ class Service:
         """Make the run of a request; whoever follows it begins it."""
         chat.check_size(self.settings.max_messages)
         choice = self.providers.choose(chat.model or default, provider)
-        candidates = [self._candidate(model, chat) for model in choice.models]
+        if caller.upstream_key and len({model.provider for model in choice.models}) > 1:
+            text = "An upstream's key is for one provider; ask for models of one."
+            raise RequestError("invalid_request", text, field="X-Upstream-Key")
+        candidates = [self._candidate(model, chat, caller.upstream_key) for model in choice.models]
         failover = Failover(candidates, choice.on, self.settings.retries)
         limits = chat.limits(self.longest, linger)
-        return self.runs.create(failover, limits, owner=owner, key=key, asked=digest(str(choice), body))
+        return self.runs.create(failover, limits, owner=caller.owner, key=key, asked=digest(str(choice), body))
 
-    def _candidate(self, model: Model, chat: ChatRequest) -> Candidate:
+    def _candidate(self, model: Model, chat: ChatRequest, key: str | None) -> Candidate:
         return Candidate(
             model.provider,
-            self.providers.prepare(model.provider, chat.to_run(model.model)),
+            self.providers.prepare(model.provider, chat.to_run(model.model, key)),
             partial(self.providers.load, model.provider),
-            self.breakers.of(str(model)),
+            # What becomes of a caller's own key says nothing of how the model fares for others.
+            Breaker() if key else self.breakers.of(str(model)),
             self.providers.has_effects(model.provider),
         )
 
@@ -207,15 +218,15 @@ class Service:
     async def websocket(self, socket: WebSocket) -> None:
         """Many turns over one socket."""
         try:
-            owner = self._owner(socket)
+            caller = self._caller(socket)
             seen = lost_at(socket.query_params)
             conversation = Conversation(
                 socket,
-                partial(self._next_turn, owner),
+                partial(self._next_turn, caller),
                 self.runs.begin,
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
-                lost=(self.runs.find(seen.run, owner), seen) if seen else None,
+                lost=(self.runs.find(seen.run, caller.owner), seen) if seen else None,
                 on_refusal=self.metrics.refused,
             )
         except Fault as fault:
@@ -227,9 +238,9 @@ class Service:
         finally:
             self.conversations.discard(conversation)
 
-    def _next_turn(self, owner: str, chat: ChatRequest) -> Run:
-        self.quota.spend(owner)
-        return self._new_run(chat, owner)
+    def _next_turn(self, caller: Caller, chat: ChatRequest) -> Run:
+        self.quota.spend(caller.owner)
+        return self._new_run(chat, caller)
 
     async def _close_conversations(self) -> None:
         await asyncio.gather(*(conversation.close() for conversation in self.conversations))

@@ -67,8 +67,10 @@ class Upstream(Protocol):
         nor the headers that <SDK>_CUSTOM_HEADERS adds, nor what `elsewhere` overrides for it.
         """
 
-    async def follow(self, endpoint: Any, body: dict[str, Any], translation: Translation, emit: Emit) -> None:
-        """Send a request and emit what arrives, a network read at a time.
+    async def follow(
+        self, endpoint: Any, body: dict[str, Any], translation: Translation, emit: Emit, key: str | None = None
+    ) -> None:
+        """Send a request and emit what arrives, a network read at a time; with the caller's own `key`, if it has one.
 
         Every failure comes out as an UpstreamError. The connection is closed with this; it is reused where the
         response was read to its end.

@@ -306,7 +306,9 @@ class Anthropic:
         self._max_tokens = int(settings.options.get("max_tokens", MAX_TOKENS))
 
     async def stream(self, request: RunRequest, emit: Emit) -> None:
-        await self._upstream.follow(self._endpoint, body(request, self._max_tokens), Translation(), emit)
+        await self._upstream.follow(
+            self._endpoint, body(request, self._max_tokens), Translation(), emit, request.upstream_key
+        )
 
 
 def _call(client: anthropic.Anthropic) -> object:

@@ -33,6 +33,22 @@ class Endpoint(NamedTuple):
     head: bytes  # all of a request but its length and its body
     secrets: tuple[str, ...]
 
+    def with_key(self, key: str) -> "Endpoint":
+        """Return the same with another key in the place of ours."""
+        headers = [(name, _with_key(name, value, key.encode())) for name, value in self.headers]
+        line = self.head.partition(b"\r\n")[0]
+        return self._replace(headers=headers, head=_head(line, headers), secrets=(key,))
+
+
+def _with_key(name: bytes, value: bytes, key: bytes) -> bytes:
+    if name.lower() not in KEY_HEADERS:
+        return value
+    return b"Bearer " + key if value.startswith(b"Bearer ") else key
+
+
+def _head(line: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    return b"\r\n".join([line, *(b"%b: %b" % header for header in headers), b""])
+
 
 def record(
     sdk: ModuleType,
@@ -70,7 +86,6 @@ def _endpoint(request: httpx2.Request, *, keep: bool) -> Endpoint:
     if any(re.search(rb"[\r\n\0]", text) for header in headers for text in header):
         raise UpstreamError("upstream_auth", "The upstream's key, or a header that is set for it, holds a line break.")
     headers.append((b"Connection", b"keep-alive" if keep else b"close"))
-    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
     url = request.url
     port = url.port or (443 if url.scheme == "https" else 80)
     keys = [value.removeprefix(b"Bearer ").decode("latin-1") for name, value in headers if name.lower() in KEY_HEADERS]
@@ -78,6 +93,6 @@ def _endpoint(request: httpx2.Request, *, keep: bool) -> Endpoint:
         url=url,
         headers=headers,
         origin=Origin(url.scheme == "https", url.raw_host.decode(), port, keep),
-        head=b"%b %b HTTP/1.1\r\n%b" % (request.method.encode(), url.raw_path, lines),
+        head=_head(b"%b %b HTTP/1.1" % (request.method.encode(), url.raw_path), headers),
         secrets=tuple(keys),
     )

@@ -135,7 +135,16 @@ class Upstreams:
     ) -> Endpoint:
         return record(sdk, client, settings, call, elsewhere)
 
-    async def follow(self, endpoint: Endpoint, body: dict[str, Any], translation: Translation, emit: Emit) -> None:
+    async def follow(
+        self,
+        endpoint: Endpoint,
+        body: dict[str, Any],
+        translation: Translation,
+        emit: Emit,
+        key: str | None = None,
+    ) -> None:
+        if key:
+            endpoint = endpoint.with_key(key)
         try:
             answer = await self._ask(endpoint, _encode(body))
         except (OSError, httpx2.HTTPError, *UNUSABLE) as exc:

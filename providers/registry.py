@@ -280,6 +280,8 @@ class Providers:
     def prepare(self, provider: str, request: RunRequest) -> RunRequest:
         """Return the request as the provider takes it. Raises RequestError where it asks for what that has not."""
         entry = self._entries[provider]
+        if request.upstream_key and not entry.kind.keys:
+            raise RequestError("invalid_request", f"{provider} takes no key.", field="X-Upstream-Key")
         if entry.kind.runnable:
             if foreign := request.given(FOR_MODELS):
                 text = f"`{foreign[0]}` is for models; a chain or graph has `config` and `context`."

@@ -161,12 +161,13 @@ FOR_RUNNABLES = tuple(name for name in Options.__struct_fields__ if name not in 
 class RunRequest(Options, frozen=True, kw_only=True):
     """A request to a provider. `model` is the upstream's own name of it; `system` precedes the messages.
 
-    Without messages it has an `input` or a `resume`.
+    Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours.
     """
 
     model: str
     messages: list[Message]
     system: str | None = None
+    upstream_key: str | None = None
 
     @property
     def characters(self) -> int:

@@ -36,6 +36,13 @@ SPELLINGS = {"graphs": "langgraph", "chains": "langchain"}
 class Settings(Struct, frozen=True, kw_only=True):
     """What an operator can set. A request may shorten the three deadlines, never lengthen them."""
 
+    model: Annotated[str, Doc(description="default model, `provider/model`; else the first provider that is ready")] = (
+        ""
+    )
+    models: Annotated[
+        dict[str, ModelNames | Fallbacks],
+        Doc(description="aliases: a name for models to ask one after the other until one answers"),
+    ] = field(default_factory=dict)
     host: Annotated[str, Doc(description="address that the command `sidestream` listens on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), Doc(description="its port; also `PORT`")] = 8000
     api_keys: Annotated[
@@ -91,13 +98,6 @@ class Settings(Struct, frozen=True, kw_only=True):
         Meta(ge=0, le=WEEK),
         Doc(description="how long runs may go on once the service is told to stop, seconds"),
     ] = 25.0
-    model: Annotated[str, Doc(description="default model, `provider/model`; else the first provider that is ready")] = (
-        ""
-    )
-    models: Annotated[
-        dict[str, ModelNames | Fallbacks],
-        Doc(description="aliases: a name for models to ask one after the other until one answers"),
-    ] = field(default_factory=dict)
     run_timeout: Annotated[Seconds, Doc(description="longest a run may take, seconds")] = 600.0
     first_token_timeout: Annotated[Seconds, Doc(description="longest wait for the first content, seconds")] = 120.0
     idle_timeout: Annotated[Seconds, Doc(description="longest silence between contents, seconds")] = 60.0

@@ -315,13 +315,13 @@ def test_draining_ends_what_goes_on_keeps_what_is_over_and_begins_nothing() -> N
         runs = new_runs()
         kept, going_on = await over(runs, key="k", asked=b"1"), begun(runs, 100.0)
         await time_passes(1)
-        runs.drain()
+        runs.end()
         assert refusal(lambda: begun(runs, STOP)) == ("shutting_down", "The service is shutting down.")
         await going_on.wait()
         assert going_on.terminal == Cancelled(reason="draining", usage=NOTHING)
         assert (found(runs, kept, going_on), len(runs)) == ([True, True], 0)
         assert begun(runs, STOP, key="k", asked=b"1") is kept  # what it stands for was begun before
-        runs.drain()
+        runs.end()
         assert isinstance(kept.terminal, Done)
 
     run_ahead(test())
@@ -332,7 +332,7 @@ def test_a_run_that_is_refused_while_draining_leaves_nothing_behind() -> None:
 
     async def test() -> tuple[list[bool], int, bool]:
         runs = new_runs()
-        runs.drain()
+        runs.end()
         run = runs.create(
             Failover([Candidate("test", REQUEST, Plays)]), replace(LIMITS, linger=300), key="k", asked=b"1"
         )

@@ -111,6 +111,7 @@ def test_no_stream_is_compressed_or_cached(relay: Service, upstream: Upstream, p
             "cache-control": "no-store",
             "x-accel-buffering": "no",
             "content-type": "application/x-ndjson",
+            "x-content-type-options": "nosniff",
             "transfer-encoding": "chunked",
         },
     )

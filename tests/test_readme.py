@@ -37,7 +37,8 @@ def setting_rows() -> list[list[str]]:
     for field in msgspec.structs.fields(Settings):
         (doc,) = [meta.description for meta in typing.get_args(hints[field.name])[1:] if meta.description]
         default = None if field.default is msgspec.NODEFAULT else field.default
-        shown = f"{default:.15g}" if isinstance(default, float | int) else ""
+        shown = default if isinstance(default, str) else f"{default:.15g}" if isinstance(default, float | int) else ""
+        shown = str(default).lower() if isinstance(default, bool) else shown
         table.append([f"`{field.name}`", shown, doc])
     return table
 

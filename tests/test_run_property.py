@@ -372,7 +372,7 @@ class World:
                 await time_passes(seconds)
             case Drain():
                 self.drained = min(self.drained, now())
-                self.runs.drain()
+                self.runs.end()
             case Ask(which):
                 for number in self._pick(which):
                     await self._status(number)

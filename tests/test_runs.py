@@ -74,6 +74,7 @@ def test_a_run_says_how_it_stands_while_it_goes_on_and_once_it_is_done(relay: Se
         assert now == {
             "id": created["id"],
             "state": "running",
+            "position": 0,
             "provider": "openai",
             "model": "gpt-4o-mini",
             "text": "Hé, you",

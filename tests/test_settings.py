@@ -18,6 +18,8 @@ from .client import DEADLINE
 from .conftest import FOREIGN, ROOT
 
 DEFAULTS: dict[str, Any] = {
+    "model": "",
+    "models": {},
     "host": "127.0.0.1",
     "port": 8000,
     "api_keys": [],
@@ -42,8 +44,6 @@ DEFAULTS: dict[str, Any] = {
     "header_timeout": 20.0,
     "body_timeout": 30.0,
     "drain_timeout": 25.0,
-    "model": "",
-    "models": {},
     "run_timeout": 600.0,
     "first_token_timeout": 120.0,
     "idle_timeout": 60.0,

@@ -155,6 +155,7 @@ def test_the_headers_of_a_stream_keep_caches_and_proxies_from_holding_it() -> No
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-store",
             "x-accel-buffering": "no",
+            "x-content-type-options": "nosniff",
             "connection": "keep-alive",
         },
     )
@@ -178,6 +179,7 @@ def test_a_whole_stream_of_lines(target: str, headers: dict[str, str]) -> None:
         "content-type": "application/x-ndjson",
         "cache-control": "no-store",
         "x-accel-buffering": "no",
+        "x-content-type-options": "nosniff",
     }
 
 

@@ -144,7 +144,7 @@ def test_a_failed_turn_that_replaced_the_conversation_leaves_the_old_one(relay: 
 def test_a_turn_begun_while_the_service_stops_is_refused_in_words() -> None:
     async def test() -> list[Message]:
         app, incoming, sent = await make_app(SIDESTREAM_IDLE_TIMEOUT="56"), asyncio.Queue[Message](), list[Message]()
-        service_of(app).runs.drain()
+        service_of(app).runs.end()
         refused = asyncio.Event()
 
         async def send(message: Message) -> None:

@@ -104,6 +104,8 @@ export class StreamError extends Error {
 export type StreamEvent = { [Name in keyof Events]: { event: Name; id: string; data: Events[Name] } }[keyof Events];
 
 export interface Events {
+  /** The run waits for a place; told anew as it moves up. */
+  queued: Queued;
   /** At once, before the model answers; and again where another model takes over. */
   start: Start;
   /** What was said so far is void: another model begins anew. */
@@ -140,6 +142,11 @@ export interface Events {
   error: Failed;
   /** The last event: it was stopped. */
   cancelled: Cancelled;
+}
+
+export interface Queued {
+  /** In the line, from 1. */
+  position: number;
 }
 
 export interface Start {
@@ -266,10 +273,10 @@ export type CancelReason = "disconnected" | "requested" | "draining";
 
 export type ErrorCode =
   | "invalid_request" | "invalid_input" | "unauthorized" | "forbidden" | "not_found" | "unknown_model"
-  | "method_not_allowed" | "not_acceptable" | "conflict" | "too_large" | "unsupported_media_type"
+  | "method_not_allowed" | "not_acceptable" | "request_timeout" | "conflict" | "too_large" | "unsupported_media_type" | "rate_limited"
   | "upstream_auth" | "upstream_rejected" | "upstream_rate_limited" | "upstream_unavailable" | "upstream_incomplete"
   | "upstream_invalid" | "content_filtered" | "context_length" | "graph_failed"
-  | "first_token_timeout" | "idle_timeout" | "run_timeout" | "output_limit" | "shutting_down" | "internal";
+  | "first_token_timeout" | "idle_timeout" | "run_timeout" | "output_limit" | "overloaded" | "shutting_down" | "internal";
 
 /** The service was not reached, or a proxy said so; or what answered is no Sidestream. */
 export type ClientErrorCode = "unreachable" | "unexpected_response";

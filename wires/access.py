@@ -7,7 +7,9 @@ show neither (resource.py).
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 from starlette.requests import HTTPConnection
@@ -18,6 +20,13 @@ from streaming.settings import check_keys
 from .mounted import Mounted
 
 Digests = Mapping[bytes, str]
+
+
+class Caller(NamedTuple):
+    """Whose request it is, and the key it has brought for the upstream."""
+
+    owner: str = ""
+    upstream_key: str | None = None
 
 
 class Access:
@@ -44,6 +53,15 @@ class Access:
         """Whether nobody needs a key."""
         return not (self._keys or self._file or self._subject)
 
+    @property
+    def names(self) -> list[str]:
+        """Whose keys count."""
+        return sorted({*self._keys.values(), *(self._file.value.values() if self._file else ())})
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self._subject is not None
+
     def owner(self, request: HTTPConnection) -> str:
         """Return whose request it is, nobody's ("") where access is open. Raises RequestError unauthorized."""
         if self.is_open:
@@ -69,6 +87,19 @@ class Access:
                 if hmac.compare_digest(digest, shown):
                     found = name
         return found
+
+
+def upstream_key(headers: Mapping[str, str], *, allowed: bool) -> str | None:
+    """Return the key that the caller has brought for the upstream, if any. Raises RequestError where it may not."""
+    key = headers.get("x-upstream-key")
+    if key is None:
+        return None
+    if not allowed:
+        text = "This service takes no keys for its upstreams (SIDESTREAM_ALLOW_UPSTREAM_KEYS)."
+        raise RequestError("forbidden", text, field="X-Upstream-Key")
+    if not re.fullmatch(r"[!-~]{1,4096}", key):
+        raise RequestError("invalid_request", "The key is no line of printable ASCII.", field="X-Upstream-Key")
+    return key
 
 
 def _digest(key: str) -> bytes:

@@ -7,6 +7,7 @@ dot, and those below `localhost` (RFC 6761, 6.3). With a list of names those on 
 
 import ipaddress
 import logging
+import re
 from collections.abc import Collection
 
 from starlette.requests import HTTPConnection
@@ -18,6 +19,9 @@ from streaming.errors import RequestError
 from .problem import problem
 
 PROBES = {"/healthz", "/readyz"}  # which come by whatever address a machine has
+# A name or an address, and a port (RFC 9110, 7.2), in small letters. No user, no path: a browser sends none either.
+HOST = re.compile(r"(\[[0-9a-z:.%-]+\]|[0-9a-z._-]*)(?::[0-9]*)?")
+NOBODY = "."  # a name that is neither local nor on any list
 logger = logging.getLogger("sidestream")
 
 
@@ -45,25 +49,32 @@ class Hosts:
     def _serves(self, scope: Scope) -> bool:
         server = (scope.get("server") or ("",))[0]
         over_loopback = _is_loopback(server)
-        if not (self._warned or over_loopback or not server):
+        if not (self._warned or over_loopback or _address(server) is None):
             self._warned = True
             logger.warning("whoever reaches %s may use this service, without a key (SIDESTREAM_API_KEYS)", server)
         if not self._allowed and not (self._is_open and over_loopback):
             return True
-        name = _name(HTTPConnection(scope).headers.get("host", ""))
-        if self._allowed:
-            return scope["path"] in PROBES or any(_matches(name, allowed) for allowed in self._allowed)
-        return _is_local(name)
+        if _is_probe(scope) or "*" in self._allowed:
+            return True
+        names = [_name(host) for host in HTTPConnection(scope).headers.getlist("host")] or [""]
+        return all(self._is_allowed(name) if self._allowed else _is_local(name) for name in names)
+
+    def _is_allowed(self, name: str) -> bool:
+        return any(
+            name == allowed or (allowed.startswith("*.") and name.endswith(allowed[1:])) for allowed in self._allowed
+        )
+
+
+def _is_probe(scope: Scope) -> bool:
+    """Whether a probe asks, and for no more than a probe does: `/readyz?verbose` names the models."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path in PROBES and not scope["query_string"]
 
 
 def _name(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    name, colon, port = host.rpartition(":")
-    return (name if colon and port.isdecimal() else host).lower().removesuffix(".")
-
-
-def _matches(name: str, allowed: str) -> bool:
-    return allowed in ("*", name) or (allowed.startswith("*.") and name.endswith(allowed[1:]))
+    """Return the name in a Host header, without its port; NOBODY where it is no host."""
+    found = HOST.fullmatch(host.lower())
+    return found[1].removesuffix(".") if found else NOBODY
 
 
 def _is_local(name: str) -> bool:
@@ -72,6 +83,8 @@ def _is_local(name: str) -> bool:
 
 def _is_loopback(server: str) -> bool:
     address = _address(server)
+    if isinstance(address, ipaddress.IPv6Address):  # a socket may take both kinds (RFC 4291, 2.5.5.2)
+        address = address.ipv4_mapped or address
     return address is not None and address.is_loopback
 
 

@@ -25,7 +25,9 @@ class Mounted(Generic[T]):
         self._looked = time.monotonic()
         try:
             self._read()
-        except (OSError, ValueError) as exc:
+        except OSError as exc:  # the path is left out: it may be no path, but the secret itself
+            raise SettingsError(f"{setting}: {_why(exc)}") from exc
+        except ValueError as exc:
             raise SettingsError(f"{setting} {path}: {_why(exc)}") from exc
 
     def _read(self) -> None:

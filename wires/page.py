@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 WEB = Path(__file__).parent.parent / "web"
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".ts": "text/plain"}
-INLINE = re.compile(r"<(script|style)\b[^>]*>(.+?)</\1>", re.DOTALL)
+INLINE = re.compile(r"<(script|style)\b[^>]*>(.*?)</\1>", re.DOTALL)
 PAGE = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -30,8 +30,9 @@ def file(name: str) -> Response:
 def _policy(page: str) -> str:
     allowed = {"script": ["'self'"], "style": []}
     for kind, content in INLINE.findall(page):
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        allowed[kind].append(f"'sha256-{digest}'")
+        if content:  # else it is a file's
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            allowed[kind].append(f"'sha256-{digest}'")
     rules = [
         "default-src 'none'",
         *(f"{kind}-src {' '.join(sources)}" for kind, sources in allowed.items()),

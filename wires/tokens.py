@@ -12,6 +12,7 @@ import jwt
 from .mounted import Mounted
 
 HMAC = ["HS256", "HS384", "HS512"]
+LONGEST = 16 * 2**10  # characters; one of a million would halt all streams for 0.2 s, whether it counts or not
 Keys = Mapping[str | None, Any]
 
 
@@ -23,18 +24,20 @@ class Tokens:
     """
 
     def __init__(self, secret: str = "", keys_file: str = "", audience: str = "", issuer: str = "") -> None:
-        self._secret = secret
+        self._secret = secret.encode("utf-8", "surrogateescape")
         self._keys = Mounted("jwt_keys_file", keys_file, _keys) if keys_file else None
         self._expected: Any = {"audience": audience or None, "issuer": issuer or None}
 
     def subject(self, token: str) -> str | None:
         """Return whose token it is; None where it does not count."""
+        if len(token) > LONGEST:
+            return None
         try:
             key, algorithms = self._key(jwt.get_unverified_header(token))
             options: Any = {"require": ["exp", "sub"]}
             claims = jwt.decode(token, key, algorithms=algorithms, options=options, **self._expected)
-        except (jwt.PyJWTError, KeyError, ValueError, RecursionError):
-            return None
+        except (jwt.PyJWTError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
+            return None  # the latter are PyJWT's own for claims of a type that it does not expect
         return str(claims["sub"]) or None
 
     def _key(self, header: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -49,7 +52,6 @@ class Tokens:
 
 def _keys(text: str) -> Keys:
     try:
-        keys = jwt.PyJWKSet.from_dict(json.loads(text)).keys
-    except (jwt.PyJWTError, AttributeError, TypeError, ValueError, RecursionError):
+        return {key.key_id: key for key in jwt.PyJWKSet.from_dict(json.loads(text)).keys}
+    except (jwt.PyJWTError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise ValueError("not a JWKS with a key that can be used") from None
-    return {key.key_id: key for key in keys}
