@@ -27,7 +27,7 @@ from streaming.errors import Fault, RequestError, SettingsError
 from streaming.failover import Candidate, Failover
 from streaming.garbage import Collector
 from streaming.limits import Limits
-from streaming.logs import keep_prompts_out
+from streaming.logs import log_run, set_up
 from streaming.metrics import Metrics
 from streaming.run import Run
 from streaming.runs import Runs
@@ -67,11 +67,9 @@ class Service:
         self.access = access
         self.quota = Quota(settings.rate_limit)
         self.garbage = Collector(is_quiet=lambda: not len(self.runs))
-        self.metrics = Metrics()
+        self.metrics = Metrics([str(model) for model in providers.catalogue()])
         self.breakers = Breakers(settings.breaker)
-        self.runs = Runs(
-            settings.keep, settings.keep_bytes, settings.capacity, self.garbage.look, self.metrics.run_ended
-        )
+        self.runs = Runs(settings.keep, settings.keep_bytes, settings.capacity, self.garbage.look, self._run_ended)
         self.links = Links(settings.url_secret, settings.keep)
         self.longest = Limits(
             settings.run_timeout,
@@ -86,6 +84,10 @@ class Service:
         self.conversations: set[Conversation] = set()
         self.drain = Drain(self.runs, settings.drain_timeout, self._close_conversations)
         self.started = int(time.time())
+
+    def _run_ended(self, run: Run) -> None:
+        self.metrics.run_ended(run)
+        log_run(run)
 
     def _caller(self, request: HTTPConnection) -> Caller:
         """Return whose request it is. Raises RequestError where it may not be made."""
@@ -198,6 +200,7 @@ class Service:
     def _follow(self, request: Request, run: Run, seen: EventId | None, *, ndjson: bool = False) -> Response:
         """Follow a run from where the client was: it gets what it has not seen, and 204 once it has seen all."""
         after = position(run, seen)
+        self.metrics.resumes += after > 0
         if run.log.ended(after):
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
         ndjson = ndjson or lines.MEDIA_TYPE in request.headers.get("accept", "").lower()
@@ -266,11 +269,11 @@ class Service:
         """Whether runs are begun; with `?verbose` how the models fare."""
         if verbose := "verbose" in request.query_params:
             self._check_operator(request)
-        return ready(self.runs.draining, self.breakers, verbose=verbose)
+        return ready(self.runs, self.breakers, verbose=verbose)
 
     async def prometheus(self, request: Request) -> Response:
         self._check_operator(request)
-        return metrics(self.metrics, self.breakers)
+        return metrics(self.metrics, self.runs, self.breakers)
 
     def _check_operator(self, request: Request) -> None:
         if not self.settings.public_metrics:
@@ -287,9 +290,11 @@ class Service:
         _raise_open_files()
         warming = asyncio.create_task(self._warm())
         self.drain.on_signals()
+        stop_watching = self.metrics.watch_loop()
         try:
             yield
         finally:
+            stop_watching()
             warming.cancel()
             await asyncio.wait((warming,))
             await self.runs.close()
@@ -345,7 +350,7 @@ def app_of(service: Service) -> Starlette:
     settings = service.settings
     hosts = Middleware(Hosts, settings.allowed_hosts, is_open=service.access.is_open)
     middleware = [Middleware(Problems), hosts, *cors(settings.allowed_origins)]
-    keep_prompts_out()
+    set_up(settings.log_format)
     faults = {**PROBLEMS, Fault: service.refuse}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=faults, lifespan=service.lifespan)
 

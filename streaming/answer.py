@@ -67,6 +67,10 @@ class Answer:
         """Say who is asked first, before that is."""
         self._start(self._turn())
 
+    @property
+    def is_open(self) -> bool:
+        return self._opened > 0
+
     def _turn(self) -> Candidate:
         """Make it the turn of the next candidate."""
         candidate = self._candidate = preferred(self._left)

@@ -51,7 +51,7 @@ class Run:
     # fmt: off
     __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
         "id", "owner", "key", "created", "limits", "log", "answer", "terminal", "viewers", "position",
-        "_task", "_alone", "_deadline", "_on_end", "_now", "_began", "_ended", "_ending",
+        "_task", "_alone", "_deadline", "_on_end", "_now", "_asked", "_began", "_ended", "_ending",
     )
     # fmt: on
 
@@ -69,6 +69,7 @@ class Run:
         self._task: asyncio.Task[None] | None = None
         self._alone: asyncio.TimerHandle | None = None
         self._ending: Finish | Fault | CancelReason | None = None
+        self._asked: float | None = None
         self._began = 0.0
         self._ended: float | None = None
 
@@ -86,6 +87,7 @@ class Run:
         if place is None:
             self._open()
         else:
+            self._asked = self._began
             self._deadline = asyncio.timeout(None)
         self._task = loop.create_task(self._generate(place), name=f"run {self.id}")
         self._task.add_done_callback(self._close)
@@ -220,6 +222,19 @@ class Run:
         if isinstance(ending, Fault):
             return Error(error=ending.text, code=ending.code, retryable=ending.retryable, usage=usage)
         return Cancelled(reason=ending, usage=usage)
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether it has left the line, or never stood in it."""
+        return self.answer.is_open
+
+    @property
+    def queued_ms(self) -> int | None:
+        """Milliseconds in the line, None where it never stood in it."""
+        if self._asked is None:
+            return None
+        until = self._began if self.has_asked else self._now() if self._ended is None else self._ended
+        return _milliseconds(self._asked, until)
 
     @property
     def ttft_ms(self) -> int | None:

@@ -8,7 +8,7 @@ Who waits, and who is turned away, is admission.py's business, what becomes of o
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from .admission import Admission, Capacity
 from .errors import Fault, RequestError, ServiceError
@@ -51,6 +51,11 @@ class Runs:
     def __len__(self) -> int:
         """How many go on, or wait in line."""
         return len(self._active)
+
+    @property
+    def all(self) -> Collection[Run]:
+        """Those that go on, and those that are kept."""
+        return self._runs.values()
 
     def create(self, failover: Failover, limits: Limits, *, owner: str = "", key: str = "", asked: bytes = b"") -> Run:
         """Return the run of a request, for whoever follows it to begin.

@@ -17,6 +17,7 @@ from msgspec.structs import FieldInfo, replace
 from .admission import Capacity
 from .breaker import BreakerPolicy
 from .failover import Retries
+from .logs import Format
 from .request import WEEK, Fallbacks, ModelNames, ProviderSettings, Seconds
 
 PREFIX = "SIDESTREAM_"
@@ -149,6 +150,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         Meta(min_length=16),
         Doc(description="signs the URLs of runs, 16 characters or more; else each process has its own, at random"),
     ] = ""
+    log_format: Annotated[
+        Format, Doc(description="how to log, `text` or `json`: one line a run, and what goes wrong")
+    ] = "text"
     retry_ms: Annotated[
         int, Meta(ge=0), Doc(description="how long an EventSource waits before it reconnects, milliseconds")
     ] = 3000

@@ -124,7 +124,67 @@ def test_a_run_that_fails_is_logged_by_its_id_and_code(service: Service) -> None
     assert f"run {run_id}: upstream_incomplete\n" in log_after(service)
 
 
-def test_a_run_that_goes_well_says_nothing_but_its_request(service: Service) -> None:
-    with get(service.port, message="Hi", model="scripted/echo") as client:
+def told(service: Service, run: str) -> dict[str, str]:
+    """Return what the one line of a run that has ended says, but its times."""
+    [line] = [line for line in service.log.splitlines() if f"run ended: run={run} " in line]
+    fields = dict(part.split("=", 1) for part in line.partition("run ended: ")[2].split(" "))
+    assert all(fields.pop(name).isdecimal() for name in ("ttft_ms", "latency_ms"))
+    return fields
+
+
+def test_a_run_is_one_line_that_says_how_it_went(service: Service) -> None:
+    with get(service.port, message=PROMPT, model="scripted/echo") as client:
         started, *_ = list(client)
-    assert started.data["run"] not in log_after(service)
+    log_after(service)
+    assert told(service, started.data["run"]) == {
+        "run": started.data["run"],
+        "provider": "scripted",
+        "model": "echo",
+        "outcome": "done",
+        "reason": "stop",
+        "tokens": "1",
+        "input_tokens": "5",
+        "output_tokens": "5",
+        "retries": "0",
+        "failovers": "0",
+        "resets": "0",
+    }
+
+
+def test_lines_may_be_json_with_the_servers_own_among_them(start_service: Start) -> None:
+    service = start_service(SIDESTREAM_LOG_FORMAT="json", SIDESTREAM_API_KEYS="web:hunter2-hunter2")
+    key = {"X-API-Key": "hunter2-hunter2"}
+    with get(service.port, "/chat/stream", key, message=PROMPT, model="scripted/echo") as client:
+        started, *_ = list(client)
+    with get(service.port, "/chat/stream", key, message=PROMPT, **CUT) as client:
+        list(client)
+    with get(service.port, "/last") as client:
+        client.read()
+    assert PROMPT not in service.log
+    assert "hunter2" not in service.log
+    lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
+    assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
+    assert {"uvicorn.access", "sidestream"} <= {line["logger"] for line in lines}
+    done, cut = (line for line in lines if line.get("event") == "run_ended")
+    assert (done["run"], done["owner"], done["reason"]) == (started.data["run"], "key:web", "stop")
+    assert (cut["outcome"], cut["reason"], cut["level"]) == ("error", "upstream_incomplete", "info")
+    assert [type(done[name]) for name in ("ttft_ms", "latency_ms", "queued_ms", "tokens")] == [
+        int,
+        int,
+        type(None),
+        int,
+    ]
+
+
+def test_nothing_that_a_client_says_makes_a_line_of_its_own(start_service: Start) -> None:
+    nowhere = {"use": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key": "none"}
+    service = start_service(SIDESTREAM_PROVIDERS=json.dumps({"down": nowhere}), SIDESTREAM_MAX_RETRIES="0")
+    for name in ("a\nrun ended: run=forged", "b\r\nforged", "c\u2028forged", "d forged\u0085forged", "e" * 500):
+        with post(service.port, "/chat/stream", message="Hi", model=f"down/{name}") as client:
+            list(client)
+    log = log_after(service)
+    ended = [line for line in log.splitlines() if "run ended" in line]
+    assert len(ended) == 5
+    assert all(line.startswith("INFO:     run ended: run=") for line in ended)
+    assert not any(line.startswith(("run ended", "forged")) for line in log.splitlines())
+    assert "e" * 101 not in log

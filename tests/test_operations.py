@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .client import get, post, text
 from .conftest import Service, Start, eventually
+from .resource import stop
 
 ALIASES = {"rescued": ["scripted/cut", "scripted/hello"], "lost": ["scripted/error", "scripted/late-error"]}
 HELLO = "Hello! I am the scripted provider. I say the same few words to everybody, at a pleasant pace, and need no key."
@@ -17,7 +18,8 @@ def served(start_service: Start) -> Service:
     return start_service(SIDESTREAM_MODELS=json.dumps(ALIASES), SIDESTREAM_BREAKER_ATTEMPTS="1000")
 
 
-def counters(service: Service) -> dict[str, float]:
+def metrics(service: Service) -> dict[str, float]:
+    """Return all there is, a value under its name and its labels' values, but how the process fares."""
     with get(service.port, "/metrics") as client:
         assert client.head()[1]["content-type"].startswith("text/plain")
         families = text_string_to_metric_families(client.read().decode())
@@ -25,14 +27,24 @@ def counters(service: Service) -> dict[str, float]:
             ":".join([sample.name.removeprefix("sidestream_"), *sample.labels.values()]): sample.value
             for family in families
             for sample in family.samples
+            if not sample.name.startswith("process_")
         }
+
+
+COUNTERS = ("retries", "failovers", "resets", "skipped_chunks")
+
+
+def counters(service: Service) -> dict[str, float]:
+    """Return what was tried, and the breakers' states."""
+    counted = (*(f"{name}_total" for name in COUNTERS), "breaker_state")
+    return {name: value for name, value in metrics(service).items() if name.partition(":")[0] in counted}
 
 
 def candidates(service: Service) -> dict[str, object]:
     with get(service.port, "/readyz", verbose="") as client:
         assert (client.head()[0], client.head()[1]["cache-control"]) == (200, "no-store")
         told = json.loads(client.read())
-    assert told.keys() == {"status", "candidates"}
+    assert told.keys() == {"status", "runs", "queued", "candidates"}
     assert told["status"] == "ready"
     return dict(told["candidates"])
 
@@ -130,3 +142,69 @@ def test_a_model_of_any_name_breaks_nothing_for_who_looks(start_service: Start) 
 def test_readiness_is_a_word_for_who_only_asks_whether(served: Service) -> None:
     with get(served.port, "/readyz") as client:
         assert (client.head()[0], client.read()) == (200, b"ready")
+
+
+def test_runs_are_counted_by_how_they_ended_and_measured_by_who_answered(start_service: Start) -> None:
+    service = start_service(SIDESTREAM_MAX_RETRIES="0", SIDESTREAM_MAX_RUNS="1", SIDESTREAM_MODEL="scripted/hello")
+    with get(service.port, message="hi", model="scripted/silent", linger="60") as client:
+        run = client.until("start").data["run"]
+        with get(service.port, message="hi") as queued:
+            queued.until("queued")
+            during = metrics(service)
+            assert [during[name] for name in ("open_runs", "queued_runs", "kept_runs", "viewers")] == [1, 1, 0, 2]
+        stop(service.port, f"/runs/{run}")
+        client.until("cancelled")
+    for model in ("hello", "length", "error", "late-error", "cut"):
+        with get(service.port, message="hi", model=f"scripted/{model}") as client:
+            first, *_ = list(client)
+    with get(service.port, message="hi", last_event_id=first.id) as client:
+        list(client)
+    after = metrics(service)
+    assert {name: value for name, value in after.items() if name.startswith("runs_total")} == {
+        "runs_total:cancelled:disconnected": 1,
+        "runs_total:cancelled:requested": 1,
+        "runs_total:done:length": 1,
+        "runs_total:done:stop": 1,
+        "runs_total:error:upstream_incomplete": 1,
+        "runs_total:error:upstream_rate_limited": 1,
+        "runs_total:error:upstream_unavailable": 1,
+    }
+    assert [after[name] for name in ("open_runs", "queued_runs", "kept_runs", "viewers")] == [0, 0, 7, 0]
+    assert (after["resumes_total"], after["queue_seconds_count"]) == (1, 1)
+    assert after["log_bytes"] > 1000
+    durations = {
+        name.split(":", 3)[3]: value
+        for name, value in after.items()
+        if name.startswith("gen_ai_client_operation_duration_seconds_count")
+    }
+    assert (
+        durations
+        == {
+            "hello:": 1,
+            "length:": 1,
+            "silent:": 1,
+            "cut:upstream_incomplete": 1,
+            "error:upstream_rate_limited": 1,
+            "late-error:upstream_unavailable": 1,
+        }
+        or durations
+    )
+    chat = "chat:scripted:hello"
+    assert after[f"gen_ai_server_time_to_first_token_seconds_count:{chat}"] == 1
+    assert after[f"gen_ai_server_time_to_first_token_seconds_bucket:{chat}:0.1"] == 0, "it waits for 0.2 s"
+    assert after[f"gen_ai_server_time_to_first_token_seconds_bucket:{chat}:10"] == 1
+    assert after[f"gen_ai_server_time_per_output_token_seconds_count:{chat}"] == 1
+    assert after[f"gen_ai_client_token_usage_sum:{chat}:input"] == 1
+    assert after[f"gen_ai_client_token_usage_sum:{chat}:output"] == 28
+    assert eventually(lambda: metrics(service)["event_loop_delay_seconds_count"]) >= 1
+
+
+def test_a_model_that_nobody_has_configured_has_no_label(start_service: Start) -> None:
+    nowhere = {"use": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key": "none", "models": ["known"]}
+    service = start_service(SIDESTREAM_PROVIDERS=json.dumps({"down": nowhere}), SIDESTREAM_MAX_RETRIES="0")
+    for name in ("known", "a", "b\n"):
+        with post(service.port, "/chat/stream", message="Hi", model=f"down/{name}") as client:
+            client.until("error")
+    of_models = {name for name in metrics(service) if name.startswith("gen_ai_client_operation_duration_seconds_count")}
+    assert len(of_models) == 2
+    assert any("other" in name for name in of_models)
