@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -182,18 +182,18 @@ class Service:
         if caller.upstream_key and len({model.provider for model in choice.models}) > 1:
             text = "An upstream's key is for one provider; ask for models of one."
             raise RequestError("invalid_request", text, field="X-Upstream-Key")
-        candidates = [self._candidate(model, chat, caller.upstream_key) for model in choice.models]
+        candidates = [self._candidate(model, chat, caller) for model in choice.models]
         failover = Failover(candidates, choice.on, self.settings.retries)
         limits = chat.limits(self.longest, linger)
         return self.runs.create(failover, limits, owner=caller.owner, key=key, asked=digest(str(choice), body))
 
-    def _candidate(self, model: Model, chat: ChatRequest, key: str | None) -> Candidate:
+    def _candidate(self, model: Model, chat: ChatRequest, caller: Caller) -> Candidate:
         return Candidate(
             model.provider,
-            self.providers.prepare(model.provider, chat.to_run(model.model, key)),
+            self.providers.prepare(model.provider, chat.to_run(model.model, caller.upstream_key, caller.owner)),
             partial(self.providers.load, model.provider),
             # What becomes of a caller's own key says nothing of how the model fares for others.
-            Breaker() if key else self.breakers.of(str(model)),
+            Breaker() if caller.upstream_key else self.breakers.of(str(model)),
             self.providers.has_effects(model.provider),
         )
 
@@ -225,7 +225,7 @@ class Service:
             seen = lost_at(socket.query_params)
             conversation = Conversation(
                 socket,
-                partial(self._next_turn, caller),
+                partial(self._next_turn, socket, caller),
                 self.runs.begin,
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
@@ -241,7 +241,8 @@ class Service:
         finally:
             self.conversations.discard(conversation)
 
-    def _next_turn(self, caller: Caller, chat: ChatRequest) -> Run:
+    def _next_turn(self, socket: WebSocket, caller: Caller, chat: ChatRequest) -> Run:
+        self.access.owner(socket)  # whose key may be no more
         self.quota.spend(caller.owner)
         return self._new_run(chat, caller)
 
@@ -278,6 +279,18 @@ class Service:
     def _check_operator(self, request: Request) -> None:
         if not self.settings.public_metrics:
             self.access.owner(request)
+
+    async def openapi(self, request: Request) -> Response:
+        """All of this, told to machines."""
+        document: Response = self.document.response(request.app.routes, request.scope.get("root_path", ""))
+        return document
+
+    @cached_property
+    def document(self) -> Any:
+        from wires.openapi import Document  # here, since most never ask: to import it takes 15 ms
+
+        known = self.providers
+        return Document(self.settings, [*known.names, *known.runnables, *known.aliases], is_open=self.access.is_open)
 
     async def file(self, request: Request, name: str) -> Response:
         """A file of web/: the page, the browser client."""
@@ -334,6 +347,8 @@ def app_of(service: Service) -> Starlette:
         Route("/graph.js", partial(service.file, name="graph.js")),
         Route("/sidestream.js", partial(service.file, name="sidestream.js")),
         Route("/sidestream.d.ts", partial(service.file, name="sidestream.d.ts")),
+        Route("/openapi.json", service.openapi),
+        Route("/docs", partial(service.file, name="docs.html")),
         Route("/healthz", lambda request: PlainTextResponse("ok")),
         Route("/readyz", service.readyz),
         Route("/metrics", service.prometheus),
@@ -352,7 +367,9 @@ def app_of(service: Service) -> Starlette:
     middleware = [Middleware(Problems), hosts, *cors(settings.allowed_origins)]
     set_up(settings.log_format)
     faults = {**PROBLEMS, Fault: service.refuse}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=faults, lifespan=service.lifespan)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=faults, lifespan=service.lifespan)
+    app.router.redirect_slashes = False  # to an address that would be made of the Host header
+    return app
 
 
 def create_service(environ: Mapping[str, str]) -> Service:

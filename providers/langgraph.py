@@ -254,7 +254,7 @@ class Graphs:
         graph = self._graphs[request.model]
         turn = asyncio.Lock()
         if graph.keeps_threads:
-            turn = graph.turns.setdefault(request.thread_id, turn)
+            turn = graph.turns.setdefault(request.kept_as, turn)
         await turn.acquire()
         try:
             stream = graph.stream(self._worker, request, turn.release)

@@ -194,8 +194,8 @@ def config_of(request: RunRequest, tally: Tally) -> RunnableConfig:
     """The request's `config`, in LangChain's words, with the tally among its callbacks."""
     config: dict[str, Any] = msgspec.to_builtins(request.config) if request.config else {}
     configurable = {**config.get("configurable", {})}
-    if request.thread_id is not None:
-        configurable["thread_id"] = request.thread_id
+    if request.kept_as is not None:
+        configurable["thread_id"] = request.kept_as
     return cast(RunnableConfig, {**config, "configurable": configurable, "callbacks": [tally]})
 
 

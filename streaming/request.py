@@ -5,6 +5,7 @@ Messages are in the field's common form (that of OpenAI's chat completions); eac
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol
+from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, Meta, Struct
@@ -161,13 +162,22 @@ FOR_RUNNABLES = tuple(name for name in Options.__struct_fields__ if name not in 
 class RunRequest(Options, frozen=True, kw_only=True):
     """A request to a provider. `model` is the upstream's own name of it; `system` precedes the messages.
 
-    Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours.
+    Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours,
+    and `owner` whoever that is.
     """
 
     model: str
     messages: list[Message]
     system: str | None = None
     upstream_key: str | None = None
+    owner: str = ""
+
+    @property
+    def kept_as(self) -> str | None:
+        """What its thread is called where that is kept: each owner has threads of its own."""
+        if self.thread_id is None or not self.owner:
+            return self.thread_id
+        return f"{quote(self.owner, safe=':')}/{self.thread_id}"
 
     @property
     def characters(self) -> int:

@@ -247,7 +247,10 @@ def check_keys(pairs: Sequence[str]) -> None:
 def _parsed(text: str, name: str) -> Any:
     """Read what the environment holds as text, where it stands for a list or a table."""
     if name in LISTS:
-        return [one for part in text.split(",") if (one := part.strip())]
+        found = [one for part in text.split(",") if (one := part.strip())]
+        if not found:  # which would leave open what somebody meant to close
+            raise msgspec.ValidationError("there is nothing in it")
+        return found
     if name in SPELLINGS.values() and not text.lstrip().startswith("{"):
         return _pairs(text)
     return msgspec.json.decode(text) if name in ("models", "providers", *SPELLINGS.values()) else text

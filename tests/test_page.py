@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from .client import DEADLINE
+from .client import DEADLINE, get
 from .conftest import Service, Start
 from .proxy import Proxy, Refuse
 from .recorded import chat
@@ -374,3 +374,32 @@ def test_it_fits_a_small_phone(chromium: Browser, service: Service) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     expect(page.get_by_test_id("send")).to_be_in_viewport()
     context.close()
+
+
+def test_a_service_that_wants_a_key_gets_it_from_the_person(tab: Page, start_service: Start) -> None:
+    service = start_service(SIDESTREAM_API_KEYS="page:open-sesame", SIDESTREAM_MODEL="scripted/echo")
+    tab.goto(f"http://127.0.0.1:{service.port}/")
+    key, use = tab.get_by_label("API key"), tab.get_by_role("button", name="Use it")
+    expect(key).to_be_visible()
+    key.fill("another")
+    use.click()
+    expect(tab.get_by_text("That key does not count.")).to_be_visible()
+    key.fill("open-sesame")
+    use.click()
+    expect(key).to_be_hidden()
+    ask(tab, service, "Hello there", "scripted/echo")
+    expect(tab.get_by_test_id("answer")).to_have_text("Hello there")
+    tab.reload()
+    expect(tab.get_by_test_id("model")).to_be_enabled()
+    expect(key).to_be_hidden()
+    assert "open-sesame" not in service.log
+
+
+def test_a_run_that_waits_says_where_in_the_line(page: Page, start_service: Start) -> None:
+    service = start_service(SIDESTREAM_MAX_RUNS="1", SIDESTREAM_MODEL="scripted/hello")
+    with get(service.port, message="hi", model="scripted/silent") as first:
+        first.until("start")
+        ask(page, service, "Hello")
+        expect(page.get_by_text("waiting for a place, number 1 in line").first).to_be_attached()
+    expect(page.get_by_test_id("answer")).to_contain_text("I am the scripted provider")
+    idle(page)

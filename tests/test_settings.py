@@ -269,6 +269,8 @@ BAD = [
     ("CHAINS", "null", "Expected `name=module:attr`, got `null`"),
     ("GRAPHS", "{", "Input data was truncated"),
     ("GRAPHS", '{"a": 5}', "a: Expected `module:attr`, got `5`"),
+    ("API_KEYS", " , ", "there is nothing in it"),
+    ("ALLOWED_HOSTS", ",", "there is nothing in it"),
     ("API_KEYS", "secret", "Expected `name:KEY`, and no space or comma in it (number 1)"),
     ("API_KEYS", "web:abc,secret,:x,y:", "Expected `name:KEY`, and no space or comma in it (number 2, 3, 4)"),
     ("API_KEYS", "a b:c", "Expected `name:KEY`, and no space or comma in it (number 1)"),

@@ -42,15 +42,17 @@ class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
             text = f"There are {len(self.messages)} messages; {most} at most may be sent."
             raise RequestError("too_large", text, field="messages", limit="max_messages")
 
-    def to_run(self, model: str, upstream_key: str | None = None) -> RunRequest:
-        """Return the request to a provider, with the caller's own key for it.
+    def to_run(self, model: str, upstream_key: str | None = None, owner: str = "") -> RunRequest:
+        """Return the request to a provider, with the caller's own key for it, and who that is.
 
         Raises RequestError where the conversation is none.
         """
         options = {name: getattr(self, name) for name in Options.__struct_fields__}
         system = _either("system", self.system, "system_prompt", self.system_prompt)
         messages = self.conversation()
-        return RunRequest(model=model, messages=messages, system=system, upstream_key=upstream_key, **options)
+        return RunRequest(
+            model=model, messages=messages, system=system, upstream_key=upstream_key, owner=owner, **options
+        )
 
     def limits(self, longest: Limits, linger: float) -> Limits:
         """Return the limits of this request: what it asks for, up to `longest`; `linger` where it does not say."""

@@ -3,6 +3,7 @@
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -45,6 +46,7 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
 
 # Starlette's table of who answers what was raised.
 PROBLEMS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {HTTPException: _on_http_exception}
+STARTS = {"http.response.start", "websocket.http.response.start"}
 NOT_SNIFFED = (b"x-content-type-options", b"nosniff")  # a type is what we say it is (Fetch, 3.5)
 
 
@@ -59,7 +61,7 @@ class Problems:
 
         async def watched(message: Message) -> None:
             nonlocal started
-            if not started and message["type"] == "http.response.start":
+            if not started and message["type"] in STARTS:
                 message = {**message, "headers": [*message["headers"], NOT_SNIFFED]}
             started = True
             try:
@@ -77,6 +79,7 @@ class Problems:
             logger.error("internal error: %s\n%s", type(exc).__name__, where)
             if started or scope["type"] != "http":
                 return
-            await problem(ServiceError("internal", "Something went wrong in the service."))(scope, receive, send)
+            with suppress(ClientDisconnect):
+                await problem(ServiceError("internal", "Something went wrong in the service."))(scope, receive, watched)
         finally:
             del scope[SERVER_SEND]  # which holds the server's request, which holds the scope
