@@ -176,7 +176,12 @@ class ModelServer:
 def _folder() -> Path:
     """Where the workers of one service meet: named by the process that started them all."""
     parent = multiprocessing.parent_process()
-    return Path(tempfile.gettempdir()) / f"sidestream-{os.getuid()}-{parent.pid if parent else os.getpid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError as exc:
+        text = "The embedded model cannot be started: there is no folder for temporary files."
+        raise UpstreamError("upstream_unavailable", text, again=False) from exc
+    return Path(temporary) / f"sidestream-{os.getuid()}-{parent.pid if parent else os.getpid()}"
 
 
 def _model_file() -> Path | None:

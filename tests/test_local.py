@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from providers.local import Address, ModelServer
+from streaming.errors import UpstreamError
 from streaming.request import ProviderSettings
 
 from .client import Client, get, post, text
@@ -261,3 +262,14 @@ def test_one_model_server_serves_all_workers_and_is_started_anew_when_its_owner_
     assert len(model_servers(service.process.pid)) == 1
     service.stop()
     assert not model_servers(service.process.pid)
+
+
+def test_without_a_place_for_temporary_files_it_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the root is read-only and nothing is mounted at /tmp."""
+
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with pytest.raises(UpstreamError, match=r"there is no folder for temporary files\."):
+        ModelServer(ProviderSettings())
