@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,9 +90,9 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)  # nothing to wait on: the port opens when it opens
 
 
-@pytest.fixture(scope="session")
-def start_service() -> Iterator[Start]:
-    """Start services: `start_service(SIDESTREAM_X=...)`; all are stopped at the end of the session."""
+@contextmanager
+def starting() -> Iterator[Start]:
+    """Start services: `start(SIDESTREAM_X=...)`; all are stopped with this, together."""
     started: list[Service] = []
     with tempfile.TemporaryDirectory() as folder:
 
@@ -106,11 +106,28 @@ def start_service() -> Iterator[Start]:
 
         yield start
         for service in started:
+            if service.process.poll() is None:
+                service.process.send_signal(signal.SIGTERM)
+        for service in started:
             with suppress(subprocess.TimeoutExpired):
                 service.stop()
 
 
+@pytest.fixture(scope="module")
+def start_service() -> Iterator[Start]:
+    """Start services, which are stopped at the end of the module."""
+    with starting() as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
-def service(start_service: Start) -> Service:
+def start_lasting() -> Iterator[Start]:
+    """The same for those that several modules share."""
+    with starting() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def service(start_lasting: Start) -> Service:
     """A service without any key: the scripted provider, and the embedded model where it is installed."""
-    return start_service()
+    return start_lasting()

@@ -180,9 +180,9 @@ def _close(client: asyncio.StreamWriter, how: How) -> None:
 
 
 @pytest.fixture(scope="session")
-def nimble(start_service: Start, upstream_server: Upstream) -> Service:
+def nimble(start_lasting: Start, upstream_server: Upstream) -> Service:
     """A relay whose EventSources reconnect at once."""
-    return warm(start_service(**environ(upstream_server), SIDESTREAM_RETRY_MS="50"), upstream_server)
+    return warm(start_lasting(**environ(upstream_server), SIDESTREAM_RETRY_MS="50"), upstream_server)
 
 
 @pytest.fixture

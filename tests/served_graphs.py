@@ -43,9 +43,9 @@ def start_graphs(start_service: Start, upstream: Upstream, *names: str, **option
 
 
 @pytest.fixture(scope="session")
-def graphs(start_service: Start, upstream_server: Upstream) -> Service:
+def graphs(start_lasting: Start, upstream_server: Upstream) -> Service:
     """A service with all the graphs that need nothing else."""
-    return start_graphs(start_service, upstream_server, *NAMES)
+    return start_graphs(start_lasting, upstream_server, *NAMES)
 
 
 def answer(*parts: str) -> tuple[bytes, ...]:

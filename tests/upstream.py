@@ -382,9 +382,9 @@ def upstream(upstream_server: Upstream) -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="session")
-def relay(start_service: Start, upstream_server: Upstream) -> Service:
+def relay(start_lasting: Start, upstream_server: Upstream) -> Service:
     """A service whose OpenAI and Anthropic are the scripted upstream."""
-    return warm(start_service(**environ(upstream_server)), upstream_server)
+    return warm(start_lasting(**environ(upstream_server)), upstream_server)
 
 
 def environ(upstream: Upstream) -> dict[str, str]:
