@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -49,6 +49,9 @@ from wires.sse import form as event_form
 from wires.viewer import Viewer
 from wires.websocket import Conversation, lost_at
 
+if TYPE_CHECKING:
+    from streaming.tracing import Tracing
+
 try:
     import resource
 except ImportError:  # Windows, which has no such limit
@@ -61,13 +64,18 @@ SWITCH_INTERVAL = 0.0005
 class Service:
     """The endpoints, and what they share."""
 
-    def __init__(self, settings: Settings, providers: Providers, access: Access) -> None:
+    def __init__(
+        self, settings: Settings, providers: Providers, access: Access, tracing: "Tracing | None" = None
+    ) -> None:
         self.settings = settings
         self.providers = providers
         self.access = access
         self.quota = Quota(settings.rate_limit)
         self.garbage = Collector(is_quiet=lambda: not len(self.runs))
         self.metrics = Metrics([str(model) for model in providers.catalogue()])
+        self.tracing = tracing
+        if tracing:
+            tracing.models = self.metrics.models
         self.breakers = Breakers(settings.breaker)
         self.runs = Runs(settings.keep, settings.keep_bytes, settings.capacity, self.garbage.look, self._run_ended)
         self.links = Links(settings.url_secret, settings.keep)
@@ -87,12 +95,24 @@ class Service:
 
     def _run_ended(self, run: Run) -> None:
         self.metrics.run_ended(run)
+        if self.tracing:
+            self.tracing.run_ended(run)
         log_run(run)
+
+    def _begin(self, run: Run) -> None:
+        """Start a run, unless it was; in a span of its own where runs are traced."""
+        if self.tracing and not run.started:
+            with self.tracing.beginning(run):
+                self.runs.begin(run)
+        else:
+            self.runs.begin(run)
 
     def _caller(self, request: HTTPConnection) -> Caller:
         """Return whose request it is. Raises RequestError where it may not be made."""
         check_origin(request.headers, self.settings.allowed_origins)
         owner = self.access.owner(request)
+        if self.tracing:
+            self.tracing.receive(request.headers.items())
         return Caller(owner, upstream_key(request.headers, allowed=self.settings.allow_upstream_keys))
 
     async def chat(self, request: Request, *, default: str | None = None, ndjson: bool = False) -> Response:
@@ -123,7 +143,7 @@ class Service:
             raise RequestError("invalid_request", text, field="last_event_id")
         left = self.quota.spend(caller.owner)
         run = await self._posted(request, caller, linger=self.settings.linger)
-        self.runs.begin(run)
+        self._begin(run)
         path = path_of(request.scope, run)
         return json_response(self.links.created(run, path), 201, Location=path, **left)
 
@@ -206,7 +226,7 @@ class Service:
         ndjson = ndjson or lines.MEDIA_TYPE in request.headers.get("accept", "").lower()
         viewer = Viewer(
             run,
-            partial(self.runs.begin, run),
+            partial(self._begin, run),
             lines.FORM if ndjson else self.event_form,
             after=after,
             ping_interval=self.settings.ping_interval,
@@ -226,7 +246,7 @@ class Service:
             conversation = Conversation(
                 socket,
                 partial(self._next_turn, socket, caller),
-                self.runs.begin,
+                self._begin,
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
                 lost=(self.runs.find(seen.run, caller.owner), seen) if seen else None,
@@ -311,7 +331,8 @@ class Service:
             warming.cancel()
             await asyncio.wait((warming,))
             await self.runs.close()
-            await self.providers.close()
+            # Together, since the process ends soon, whoever is not done by then (streaming/drain.py).
+            await asyncio.gather(self.providers.close(), *([self.tracing.close()] if self.tracing else []))
             self.garbage.close()
 
     async def _warm(self) -> None:
@@ -376,7 +397,7 @@ def create_service(environ: Mapping[str, str]) -> Service:
     """Read the settings, find the providers and who may use them. Raises SettingsError with every bad value of all."""
     settings, problems = load(environ)
     parts: list[Any] = []
-    for make in (partial(_providers, settings, environ), partial(_access, settings)):
+    for make in (partial(_providers, settings, environ), partial(_access, settings), partial(_tracing, settings)):
         try:
             parts.append(make())
         except SettingsError as exc:
@@ -400,6 +421,16 @@ def _access(settings: Settings) -> Access:
         of = settings.jwt_secret, settings.jwt_keys_file, settings.jwt_audience, settings.jwt_issuer
         subject = Tokens(*of).subject
     return Access(settings.api_keys, settings.api_keys_file, subject, settings.jwt_cookie)
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    if not settings.tracing:
+        return None
+    try:
+        from streaming.tracing import Tracing  # here, since most do without
+    except ImportError:
+        raise SettingsError("tracing: it needs the extra: sidestream[otel]") from None
+    return Tracing(prompts=settings.trace_prompts)
 
 
 def __getattr__(name: str) -> Any:

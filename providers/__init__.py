@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from streaming.errors import SettingsError, UpstreamError
-from streaming.request import Emit, ProviderSettings
+from streaming.request import Emit, ProviderSettings, RunRequest
 from streaming.request import Item as Item
 
 Client = TypeVar("Client")
@@ -68,9 +68,10 @@ class Upstream(Protocol):
         """
 
     async def follow(
-        self, endpoint: Any, body: dict[str, Any], translation: Translation, emit: Emit, key: str | None = None
+        self, endpoint: Any, body: dict[str, Any], translation: Translation, emit: Emit, request: RunRequest
     ) -> None:
-        """Send a request and emit what arrives, a network read at a time; with the caller's own `key`, if it has one.
+        """Send a body and emit what arrives, a network read at a time; with the caller's own key and the trace's
+        headers, where the request has them.
 
         Every failure comes out as an UpstreamError. The connection is closed with this; it is reused where the
         response was read to its end.

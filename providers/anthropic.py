@@ -306,9 +306,7 @@ class Anthropic:
         self._max_tokens = int(settings.options.get("max_tokens", MAX_TOKENS))
 
     async def stream(self, request: RunRequest, emit: Emit) -> None:
-        await self._upstream.follow(
-            self._endpoint, body(request, self._max_tokens), Translation(), emit, request.upstream_key
-        )
+        await self._upstream.follow(self._endpoint, body(request, self._max_tokens), Translation(), emit, request)
 
 
 def _call(client: anthropic.Anthropic) -> object:

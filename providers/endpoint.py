@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import httpx2
 
 from streaming.errors import UpstreamError
-from streaming.request import ProviderSettings
+from streaming.request import Headers, ProviderSettings
 
 from . import Client
 from .connection import Origin
 
-# What a connection says for itself, each time anew.
-OWN_HEADERS = (b"content-length", b"transfer-encoding", b"connection")
+# What a connection says for itself, each time anew, and what an SDK that traces itself says of the one recorded call.
+OWN_HEADERS = (b"content-length", b"transfer-encoding", b"connection", b"traceparent", b"tracestate", b"baggage")
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
 
@@ -39,6 +39,10 @@ class Endpoint(NamedTuple):
         line = self.head.partition(b"\r\n")[0]
         return self._replace(headers=headers, head=_head(line, headers), secrets=(key,))
 
+    def with_headers(self, headers: Headers) -> "Endpoint":
+        """Return the same with further headers."""
+        return self._replace(headers=[*self.headers, *headers], head=self.head + _lines(headers))
+
 
 def _with_key(name: bytes, value: bytes, key: bytes) -> bytes:
     if name.lower() not in KEY_HEADERS:
@@ -46,8 +50,12 @@ def _with_key(name: bytes, value: bytes, key: bytes) -> bytes:
     return b"Bearer " + key if value.startswith(b"Bearer ") else key
 
 
-def _head(line: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
-    return b"\r\n".join([line, *(b"%b: %b" % header for header in headers), b""])
+def _head(line: bytes, headers: Headers) -> bytes:
+    return line + b"\r\n" + _lines(headers)
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 def record(

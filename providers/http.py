@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from streaming.errors import Fault, UpstreamError
 from streaming.events import Finish, ToolCall
-from streaming.request import Emit, ProviderSettings
+from streaming.request import Emit, ProviderSettings, RunRequest
 
 from . import Client, Item, Translation, scrub, upstream_error
 from .connection import CONNECT_TIMEOUT, Connection, Pool
@@ -141,10 +141,12 @@ class Upstreams:
         body: dict[str, Any],
         translation: Translation,
         emit: Emit,
-        key: str | None = None,
+        request: RunRequest,
     ) -> None:
-        if key:
-            endpoint = endpoint.with_key(key)
+        if request.upstream_key:
+            endpoint = endpoint.with_key(request.upstream_key)
+        if request.trace:
+            endpoint = endpoint.with_headers(request.trace)
         try:
             answer = await self._ask(endpoint, _encode(body))
         except (OSError, httpx2.HTTPError, *UNUSABLE) as exc:

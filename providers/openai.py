@@ -219,9 +219,7 @@ class OpenAI:
         self._limit = "max_completion_tokens" if self._endpoint.origin.host.endswith("openai.com") else "max_tokens"
 
     async def stream(self, request: RunRequest, emit: Emit) -> None:
-        await self._upstream.follow(
-            self._endpoint, body(request, self._limit), Translation(), emit, request.upstream_key
-        )
+        await self._upstream.follow(self._endpoint, body(request, self._limit), Translation(), emit, request)
 
 
 def _call(client: openai.OpenAI) -> object:

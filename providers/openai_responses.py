@@ -225,7 +225,7 @@ class OpenAIResponses:
         self._endpoint = upstream.endpoint(openai, openai.OpenAI, settings, _call, organization="", project="")
 
     async def stream(self, request: RunRequest, emit: Emit) -> None:
-        await self._upstream.follow(self._endpoint, body(request), Translation(), emit, request.upstream_key)
+        await self._upstream.follow(self._endpoint, body(request), Translation(), emit, request)
 
 
 def _call(client: openai.OpenAI) -> object:

@@ -22,7 +22,7 @@ from .events import Delta, Event, Finish, Reset, Start, Terminal, Token, Usage
 from .failover import Candidate, Continuation, Failover, Retries, preferred
 from .limits import Limits
 from .log import EventLog
-from .request import Item
+from .request import Headers, Item, RunRequest
 
 logger = logging.getLogger("sidestream")
 
@@ -37,7 +37,7 @@ class Answer:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # what others read, then our own
-        "provider", "model", "retries", "failovers", "resets", "first_content",
+        "provider", "model", "retries", "failovers", "resets", "first_content", "trace",
         "_run_id", "_created", "_log", "_limits", "_failover", "_left", "_candidate", "_again", "_opened", "_broke_by",
         "_clock", "_silence", "_silent", "_now", "_last_content", "_heard", "_finish", "_usage",
     )
@@ -49,6 +49,7 @@ class Answer:
         self.model = self._candidate.request.model
         self.retries = self.failovers = self.resets = 0
         self.first_content: float | None = None  # when it came, by the loop's clock
+        self.trace: Headers = ()  # what upstreams are told of the run's trace
         self._run_id = run_id
         self._created = created
         self._log = log
@@ -66,6 +67,11 @@ class Answer:
     def open(self) -> None:
         """Say who is asked first, before that is."""
         self._start(self._turn())
+
+    @property
+    def request(self) -> RunRequest | None:
+        """What is asked of the candidate whose turn it is; None once that is over."""
+        return self._candidate.request if self._candidate else None
 
     @property
     def is_open(self) -> bool:
@@ -154,10 +160,11 @@ class Answer:
             self._again = Continuation(said)
         else:
             self._again = self._usage = None
+        request = replace(candidate.request, trace=self.trace) if self.trace else candidate.request
         try:
             async with silence:
                 provider = await candidate.load()
-                await provider.stream(candidate.request, self._take_again if said else self._take)
+                await provider.stream(request, self._take_again if said else self._take)
         except Exception:
             if not self._silent:
                 raise

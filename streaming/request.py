@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct
 from .events import Event, Finish, Usage
 
 WEEK = 7 * 24 * 3600
+Headers = Sequence[tuple[bytes, bytes]]
 Seconds = Annotated[float, Meta(gt=0, le=WEEK)]
 
 
@@ -163,7 +164,7 @@ class RunRequest(Options, frozen=True, kw_only=True):
     """A request to a provider. `model` is the upstream's own name of it; `system` precedes the messages.
 
     Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours,
-    and `owner` whoever that is.
+    and `owner` whoever that is. `trace` are the headers by which an upstream learns of the run's trace, if it has one.
     """
 
     model: str
@@ -171,6 +172,7 @@ class RunRequest(Options, frozen=True, kw_only=True):
     system: str | None = None
     upstream_key: str | None = None
     owner: str = ""
+    trace: Headers = ()
 
     @property
     def kept_as(self) -> str | None:

@@ -153,6 +153,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Format, Doc(description="how to log, `text` or `json`: one line a run, and what goes wrong")
     ] = "text"
+    tracing: Annotated[
+        bool,
+        Doc(description="one OpenTelemetry span a run, sent as the variables `OTEL_*` say; needs the extra `otel`"),
+    ] = False
+    trace_prompts: Annotated[bool, Doc(description="spans hold prompts and answers, too")] = False
     retry_ms: Annotated[
         int, Meta(ge=0), Doc(description="how long an EventSource waits before it reconnects, milliseconds")
     ] = 3000
@@ -216,6 +221,8 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
     if not settings.jwt_secret and not settings.jwt_keys_file:
         idle = [name for name in ("jwt_audience", "jwt_issuer", "jwt_cookie") if name in values]
         problems += [f"{PREFIX}{name.upper()}: of no use without jwt_secret or jwt_keys_file" for name in idle]
+    if settings.trace_prompts and not settings.tracing:
+        problems.append(f"{PREFIX}TRACE_PROMPTS: of no use without tracing")
     return settings, problems
 
 

@@ -38,6 +38,7 @@ OWNERS = {
     "langchain_core": {"providers.langchain", "providers.langchain_messages", "providers.runnables"},
     "langgraph": {"providers.langgraph"},
     "openai": {"providers.openai", "providers.openai_responses"},
+    "opentelemetry": {"streaming.tracing"},
     "prometheus_client": {"wires.operations"},
     "sse_starlette": {"wires.sse"},
     "jwt": {"wires.tokens"},
@@ -139,11 +140,12 @@ def test_only_the_module_that_owns_a_dependency_imports_it(dependency: str) -> N
 @pytest.mark.parametrize(
     ("package", "foreign"),
     [
-        ("streaming", {"msgspec"}),
+        ("streaming", {"msgspec", "opentelemetry"}),
         ("wires", {"msgspec", "starlette", "sse_starlette", "itsdangerous", "jwt", "prometheus_client", "uvicorn"}),
         (
             "providers",
-            {"msgspec", *OWNERS} - {"itsdangerous", "jwt", "prometheus_client", "sse_starlette", "uvicorn"},
+            {"msgspec", *OWNERS}
+            - {"itsdangerous", "jwt", "opentelemetry", "prometheus_client", "sse_starlette", "uvicorn"},
         ),
         ("service", {"starlette"}),
         ("command", {"uvicorn"}),

@@ -64,6 +64,8 @@ DEFAULTS: dict[str, Any] = {
     "keep_bytes": 67_108_864,
     "url_secret": "",
     "log_format": "text",
+    "tracing": False,
+    "trace_prompts": False,
     "retry_ms": 3000,
     "allowed_origins": [],
     "providers": {},
@@ -148,6 +150,7 @@ ENVIRONMENT = [
     ("MAX_QUEUE", "0", {"max_queue": 0}),
     ("DRAIN_TIMEOUT", "0", {"drain_timeout": 0.0}),
     ("LOG_FORMAT", "json", {"log_format": "json"}),
+    ("TRACING", "true", {"tracing": True}),
     ("GRAPHS", "agent=my_app.graph:graph", {"langgraph": {"agent": "my_app.graph:graph"}}),
     ("GRAPHS", " a = m:g , b=m.n:h,, ", {"langgraph": {"a": "m:g", "b": "m.n:h"}}),
     ("GRAPHS", '{"a": "m:g", "b": "m:h"}', {"langgraph": {"a": "m:g", "b": "m:h"}}),
@@ -221,6 +224,13 @@ def test_what_is_expected_of_tokens_wants_a_key_to_check_them_by(name: str) -> N
     problem = f"SIDESTREAM_JWT_{name}: of no use without jwt_secret or jwt_keys_file"
     assert load(environ) == (changed(**{f"jwt_{name.lower()}": "x"}), [problem])
     assert load({**environ, "SIDESTREAM_JWT_SECRET": "0" * 32})[1] == []
+
+
+def test_prompts_are_traced_only_where_runs_are() -> None:
+    environ = {"SIDESTREAM_TRACE_PROMPTS": "true"}
+    problem = "SIDESTREAM_TRACE_PROMPTS: of no use without tracing"
+    assert load(environ) == (changed(trace_prompts=True), [problem])
+    assert load({**environ, "SIDESTREAM_TRACING": "1"}) == (changed(trace_prompts=True, tracing=True), [])
 
 
 BAD = [
