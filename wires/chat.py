@@ -16,10 +16,10 @@ from streaming.request import Fallbacks, Message, ModelNames, Options, RunReques
 
 from .event_id import PARAMETERS
 
-_JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options", "config", "context"}
-_PERHAPS_JSON = {"model", "stop", "tool_choice"}
-_JSON_OR_TEXT = {"input", "resume"}
-_LISTS = {"stream_mode", "include_names", "include_types", "include_tags"}
+JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options", "config", "context"}
+PERHAPS_JSON = {"model", "stop", "tool_choice"}
+JSON_OR_TEXT = {"input", "resume"}
+LISTS = {"stream_mode", "include_names", "include_types", "include_tags"}
 
 
 class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,10 +146,10 @@ def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
 
 
 def _parameter(name: str, value: str) -> Any:
-    if name in _LISTS:
+    if name in LISTS:
         return value.split(",")
-    may_be_text = name in _JSON_OR_TEXT
-    if not (may_be_text or name in _JSON_PARAMETERS or (name in _PERHAPS_JSON and value.startswith(("[", "{")))):
+    may_be_text = name in JSON_OR_TEXT
+    if not (may_be_text or name in JSON_PARAMETERS or (name in PERHAPS_JSON and value.startswith(("[", "{")))):
         return value
     try:
         return msgspec.json.decode(value)

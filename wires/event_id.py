@@ -13,7 +13,7 @@ from streaming.errors import RequestError
 from streaming.run import Run
 
 PARAMETERS = ("last_event_id", "lastEventId")
-_ID = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,14})")
+ID = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,14})")
 
 
 class EventId(NamedTuple):
@@ -34,7 +34,7 @@ def last_event_id(headers: Mapping[str, str], query: Mapping[str, str]) -> Event
 
 def event_id(text: str, field: str) -> EventId:
     """Parse an event id. Raises RequestError about `field` where it is none."""
-    found = _ID.fullmatch(text)
+    found = ID.fullmatch(text)
     if not found:
         raise RequestError("invalid_request", "That is no event id of ours.", field=field)
     return EventId(found[1], int(found[2]))

@@ -15,7 +15,7 @@ from streaming.settings import Settings
 from . import answers, chat
 from .chat import ChatRequest
 from .endpoints import EVENT_WORDS, FIELDS, JSON, Object, ref
-from .event_id import _ID
+from .event_id import ID
 from .event_id import PARAMETERS as RESUMING
 
 EVENTS: dict[str, type[events.Event]] = {
@@ -23,7 +23,7 @@ EVENTS: dict[str, type[events.Event]] = {
 }
 ANSWERS = (answers.RunCreated, answers.RunStatus, answers.ModelList, answers.Readiness, answers.Problem)
 CODES = RequestError.codes | UpstreamError.codes | ServiceError.codes
-RUN_ID = _ID.pattern[1:].partition(")")[0]
+RUN_ID = ID.pattern[1:].partition(")")[0]
 _NAMES = ChatRequest.__struct_encode_fields__
 REQUEST = [*filter(_NAMES.__contains__, FIELDS), *(name for name in _NAMES if name not in FIELDS)]  # as readers want it
 EXAMPLE = {"message": "What is the capital of France?"}
@@ -52,7 +52,7 @@ def schemas(settings: Settings) -> dict[str, Object]:
     return {
         **told,
         "ErrorCode": {"type": "string", "enum": list(CODES), "description": "What went wrong, for a program."},
-        "EventId": _string(f"^{_ID.pattern}$", "`<run>-<number>`: an event's place in its run."),
+        "EventId": _string(f"^{ID.pattern}$", "`<run>-<number>`: an event's place in its run."),
         "ServerSentEvent": {"oneOf": [_item(name, _as_text(kind)) for name, kind in EVENTS.items()]},
         "EventLine": {"oneOf": [_item(name, ref(kind.__name__)) for name, kind in EVENTS.items()]},
     }
@@ -103,14 +103,14 @@ def field(name: str, schema: Object) -> Object:
     told = {"name": name, "in": "query", "description": schema["description"]}
     if name in EXAMPLE:
         told["example"] = EXAMPLE[name]
-    if name in chat._JSON_PARAMETERS:
+    if name in chat.JSON_PARAMETERS:
         return told | {"content": {JSON: {"schema": _any_of(branches)}}}
-    if name in chat._LISTS:
+    if name in chat.LISTS:
         (array,) = [one for one in branches if one.get("type") == "array"]
         return told | {"style": "form", "explode": False, "schema": array}
-    if name in chat._JSON_OR_TEXT:
+    if name in chat.JSON_OR_TEXT:
         return told | {"schema": _as_json({})}
-    if name in chat._PERHAPS_JSON:
+    if name in chat.PERHAPS_JSON:
         branches = [one if _is_text(one) else _as_json(one) | {"pattern": r"^[\[{]"} for one in branches]
     return told | {"schema": _any_of(branches)}
 
@@ -127,7 +127,7 @@ def _any_of(branches: list[Object]) -> Object:
     return branches[0] if len(branches) == 1 else {"anyOf": branches}
 
 
-_SEEN = _string(f"^({_ID.pattern})?$")
+_SEEN = _string(f"^({ID.pattern})?$")
 _SEEN_TEXT = "The id of the last event that was seen: go on behind it."
 PARAMETERS = [
     parameter("Last-Event-ID", "header", _SEEN, _SEEN_TEXT + " An EventSource sends it itself."),
