@@ -59,7 +59,7 @@ class Service:
 
 AT_ONCE = {"SIDESTREAM_DRAIN_TIMEOUT": "0"}  # most tests want no more of a service that they stop
 # What a developer's shell may hold and a test must not see.
-FOREIGN = ("SIDESTREAM_", "OPENAI_", "ANTHROPIC_")
+FOREIGN = ("SIDESTREAM_", "OPENAI_", "ANTHROPIC_", "OTEL_")
 Start = Callable[..., Service]
 Value = TypeVar("Value")
 

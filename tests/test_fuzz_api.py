@@ -86,12 +86,12 @@ def described(*, coverage: bool) -> Any:
 
 
 @described(coverage=True).exclude(path=ALIKE).parametrize()
-@settings(fuzz, max_examples=10)
+@settings(fuzz, max_examples=6)
 def test_every_answer_is_one_that_the_document_tells_of(case: Case, ask: Asking) -> None:
     ask(case)
 
 
 @described(coverage=False).include(path=ALIKE).parametrize()
-@settings(fuzz, max_examples=20)
+@settings(fuzz, max_examples=10)
 def test_so_is_every_answer_to_the_same_by_another_path(case: Case, ask: Asking) -> None:
     ask(case)
