@@ -152,6 +152,7 @@ def test_runs_are_counted_by_how_they_ended_and_measured_by_who_answered(start_s
             queued.until("queued")
             during = metrics(service)
             assert [during[name] for name in ("open_runs", "queued_runs", "kept_runs", "viewers")] == [1, 1, 0, 2]
+        eventually(lambda: metrics(service)["queued_runs"] == 0)  # it has left the line before there is a place
         stop(service.port, f"/runs/{run}")
         client.until("cancelled")
     for model in ("hello", "length", "error", "late-error", "cut"):
