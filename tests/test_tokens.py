@@ -37,7 +37,7 @@ from .asgi import ask, run_ahead
 from .sockets import HandSocket
 
 AUDIENCE, ISSUER = "sidestream", "https://issuer.example"
-NOW = int(claims()["exp"]) - DAY  # type: ignore[call-overload]
+NOW = int(claims()["exp"]) - DAY  # type: ignore[call-overload]  # a claim may be anything; ours is a number
 
 
 def meant(**changes: object) -> dict[str, object]:
