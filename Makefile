@@ -19,7 +19,7 @@ run: $(VENV)/.run
 		&& config=examples/sidestream.toml; SIDESTREAM_CONFIG="$${SIDESTREAM_CONFIG-$$config}" exec $(BIN)/sidestream $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.node system
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ pytest_plugins = ["tests.upstream"]
 
 SHORT = 0.3
 LONG = 60
+GRAIN = 0.005  # by how much a timer may seem early: the loop reads its clock once a turn, in milliseconds
 held: list[Step] = [Head(), *OPENAI.opening, OPENAI.token("One"), PAUSE, OPENAI.token(" two"), *OPENAI.ending, END]
 each_asking = pytest.mark.parametrize("ask", [get, post], ids=["GET", "POST"])
 
@@ -81,7 +82,7 @@ def test_when_nobody_returns_the_run_is_cancelled_not_before(relay: Service, ups
     left = client.hang_up()
     exchange = upstream.request().wait()
     assert exchange.ended == "aborted"
-    assert exchange.ended_at - left >= SHORT
+    assert exchange.ended_at - left >= SHORT - GRAIN
     assert eventually(lambda: status_of(relay.port, url)["ending"])["reason"] == "disconnected"
     (ending,) = rest_of(resume(relay.port, f"{url}/events", last))
     assert (ending.name, ending.data["reason"]) == ("cancelled", "disconnected")
@@ -100,7 +101,7 @@ def is_soon_cancelled(service: Service, upstream: Upstream, **asked: Any) -> Non
     created = create(service.port, message="Hi", **asked)
     exchange = upstream.request().wait()
     assert exchange.ended == "aborted"
-    assert exchange.ended_at - begun >= SHORT
+    assert exchange.ended_at - begun >= SHORT - GRAIN
     assert eventually(lambda: status_of(service.port, created["status_url"])["ending"])["reason"] == "disconnected"
 
 
@@ -127,7 +128,7 @@ def test_whoever_returns_stops_the_clock(relay: Service, upstream: Upstream) -> 
         turn_the_hourglass(relay, upstream, linger)
         assert not exchange.ended, "so was that of its last one's leaving"
         left = client.hang_up()
-    assert exchange.wait().ended_at - left >= linger, "and it begins anew"
+    assert exchange.wait().ended_at - left >= linger - GRAIN, "and it begins anew"
 
 
 def test_one_of_two_viewers_leaving_starts_no_clock(relay: Service, upstream: Upstream) -> None:
