@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+Outcome = Literal["done", "error", "cancelled"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "interrupt"]
 
 
@@ -95,6 +96,8 @@ class Reset(Event, frozen=True):
 
 
 class Token(Delta, frozen=True):
+    """A delta of the answer's text; `node` and `ns` tell where in a graph it is from."""
+
     name = "token"
     text: str = field(name="token")
     node: str | UnsetType = UNSET
@@ -110,6 +113,8 @@ class Token(Delta, frozen=True):
 
 
 class Reasoning(Delta, frozen=True):
+    """A delta of the model's thinking, where it shows it."""
+
     name = "reasoning"
     text: str = field(name="reasoning")
     node: str | UnsetType = UNSET
@@ -167,6 +172,8 @@ class ToolCall(Event, frozen=True):
 
 
 class ToolResult(Event, frozen=True):
+    """What a tool answered."""
+
     name = "tool_result"
     id: str
     tool: str
@@ -237,6 +244,8 @@ class Interrupt(Event, frozen=True):
 
 class Terminal(Event, frozen=True):
     """Ends a run; nothing follows it, and each run has exactly one."""
+
+    name: ClassVar[Outcome]
 
 
 class Done(Terminal, frozen=True, kw_only=True):

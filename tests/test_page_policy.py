@@ -23,6 +23,7 @@ pytest_plugins = ["tests.browser"]
 
 STATIC = {
     "index.html": "text/html; charset=utf-8",
+    "docs.html": "text/html; charset=utf-8",
     "graph.js": "text/javascript; charset=utf-8",
     "sidestream.js": "text/javascript; charset=utf-8",
     "sidestream.d.ts": "text/plain; charset=utf-8",
@@ -99,7 +100,7 @@ KEYED = {"SIDESTREAM_API_KEYS": KEYS, "SIDESTREAM_ALLOWED_ORIGINS": "https://app
 JSON = {"content-type": "application/json"}
 PREFLIGHT = {"origin": "https://app.example", "access-control-request-method": "POST"}
 KINDS: dict[str, tuple[int, str, str, dict[str, str]]] = {
-    **{name: (200, "GET", f"/{name.replace('index.html', '')}", {}) for name in STATIC},
+    **{name: (200, "GET", f"/{name.replace('index.html', '').replace('docs.html', 'docs')}", {}) for name in STATIC},
     "health": (200, "GET", "/healthz", {}),
     "readiness": (200, "GET", "/readyz", {}),
     "readiness in detail": (200, "GET", "/readyz?verbose", bearer(CRON)),

@@ -20,6 +20,7 @@ from streaming.settings import check_keys
 from .mounted import Mounted
 
 Digests = Mapping[bytes, str]
+UPSTREAM_KEY = "[!-~]{1,4096}"  # in a header
 
 
 class Caller(NamedTuple):
@@ -97,7 +98,7 @@ def upstream_key(headers: Mapping[str, str], *, allowed: bool) -> str | None:
     if not allowed:
         text = "This service takes no keys for its upstreams (SIDESTREAM_ALLOW_UPSTREAM_KEYS)."
         raise RequestError("forbidden", text, field="X-Upstream-Key")
-    if not re.fullmatch(r"[!-~]{1,4096}", key):
+    if not re.fullmatch(UPSTREAM_KEY, key):
         raise RequestError("invalid_request", "The key is no line of printable ASCII.", field="X-Upstream-Key")
     return key
 

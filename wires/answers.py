@@ -6,7 +6,7 @@ A run's own events are not here: those are streaming/events.py.
 from typing import Literal, NotRequired, TypedDict
 
 from streaming.breaker import State
-from streaming.events import Event, Usage
+from streaming.events import Event, Outcome, Usage
 
 
 class RunCreated(TypedDict):
@@ -25,7 +25,7 @@ class RunStatus(TypedDict):
     """
 
     id: str
-    state: Literal["queued", "running", "done", "error", "cancelled"]
+    state: Literal["queued", "running"] | Outcome
     position: int
     provider: str
     model: str

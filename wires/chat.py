@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -171,7 +171,7 @@ _LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def json_line(value: Event | dict[str, Any]) -> bytes:
+def json_line(value: Event | Mapping[str, Any]) -> bytes:
     """Encode as JSON that no reader takes for more than one line."""
     try:
         line = _encode(value)

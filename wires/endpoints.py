@@ -202,10 +202,3 @@ FIELDS = {
     "include_types": "Of `events`: only those of these types.",
     "include_tags": "Of `events`: only those of these tags.",
 }
-
-# Of events whose struct has no words of its own.
-EVENT_WORDS = {
-    "token": "A delta of the answer's text; `node` and `ns` tell where in a graph it is from.",
-    "reasoning": "A delta of the model's thinking, where it shows it.",
-    "tool_result": "What a tool answered.",
-}

@@ -19,7 +19,10 @@ from streaming.errors import RequestError
 from streaming.events import Token
 from streaming.run import Run
 
+from .answers import RunCreated, RunStatus
 from .chat import json_line
+
+IDEMPOTENCY_KEY = "[!-~]([ -~]{0,253}[!-~])?"  # in a header
 
 
 class Links:
@@ -51,7 +54,7 @@ class Links:
     def _signature(self, run_id: str, expires: str) -> str:
         return self._signer.get_signature(f"{run_id}:{expires}").decode()
 
-    def created(self, run: Run, path: str) -> dict[str, Any]:
+    def created(self, run: Run, path: str) -> RunCreated:
         """Say where to find a run, which is at `path`."""
         return {
             "id": run.id,
@@ -66,7 +69,7 @@ def is_signed(query: Mapping[str, str]) -> bool:
     return "expires" in query or "signature" in query
 
 
-def json_response(value: dict[str, Any], status_code: int = 200, **headers: str) -> Response:
+def json_response(value: Mapping[str, Any], status_code: int = 200, **headers: str) -> Response:
     """Answer with what is so just now."""
     return Response(json_line(value), status_code, {"Cache-Control": "no-store", **headers}, "application/json")
 
@@ -76,7 +79,7 @@ def path_of(scope: Mapping[str, Any], run: Run) -> str:
     return f"{scope.get('root_path', '').rstrip('/')}/runs/{run.id}"
 
 
-def status(run: Run) -> dict[str, Any]:
+def status(run: Run) -> RunStatus:
     """Say how a run stands: its text so far, and its terminal event's data as `ending` once it is over."""
     return {
         "id": run.id,
@@ -104,7 +107,7 @@ def idempotency_key(headers: Mapping[str, str]) -> str:
     key = headers.get("idempotency-key")
     if key is None:
         return ""
-    if not re.fullmatch(r"[!-~](?:[ -~]{0,253}[!-~])?", key):
+    if not re.fullmatch(IDEMPOTENCY_KEY, key):
         text = "An Idempotency-Key is 1 to 255 printable ASCII characters."
         raise RequestError("invalid_request", text, field="Idempotency-Key")
     return key

@@ -13,10 +13,12 @@ from streaming.errors import RequestError, ServiceError, UpstreamError
 from streaming.settings import Settings
 
 from . import answers, chat
+from .access import UPSTREAM_KEY
 from .chat import ChatRequest
-from .endpoints import EVENT_WORDS, FIELDS, JSON, Object, ref
+from .endpoints import FIELDS, JSON, Object, ref
 from .event_id import ID
 from .event_id import PARAMETERS as RESUMING
+from .resource import IDEMPOTENCY_KEY
 
 EVENTS: dict[str, type[events.Event]] = {
     kind.name: kind for kind in vars(events).values() if isinstance(kind, type) and hasattr(kind, "name")
@@ -41,8 +43,6 @@ def schemas(settings: Settings) -> dict[str, Object]:
     for schema in told.values():
         if "description" in schema:  # a docstring, indented as it stands in the code
             schema["description"] = inspect.cleandoc(schema["description"])
-    for name, text in EVENT_WORDS.items():
-        told[EVENTS[name].__name__].setdefault("description", text)
     _tell_fields(told["ChatRequest"], settings)
     for name, code in (("Error", "code"), ("Reset", "reason"), ("Problem", "code")):
         told[name]["properties"][code] = ref("ErrorCode")
@@ -135,13 +135,13 @@ PARAMETERS = [
     parameter(
         "Idempotency-Key",
         "header",
-        {"type": "string", "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+        {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY}$"},
         "The same request sent again under its key finds the run of the first.",
     ),
     parameter(
         "X-Upstream-Key",
         "header",
-        {"type": "string", "pattern": "^[!-~]{1,4096}$"},
+        {"type": "string", "pattern": f"^{UPSTREAM_KEY}$"},
         "A key of the caller's own for the provider.",
     ),
     parameter("run_id", "path", _string(f"^{RUN_ID}$"), "The run's id."),
