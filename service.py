@@ -1,7 +1,7 @@
 """The ASGI app: routes, lifespan, wiring. `uvicorn service:app`, or the command `sidestream` (command.py).
 
-A request comes in by a wire, a run streams a provider's events into its log, the wire carries them out. Here they are
-put together; what each does is in wires/, providers/ and streaming/.
+A request comes in by a wire and becomes a run (intake.py), the run streams a provider's events into its log, the wire
+carries them out. Here they are put together; what each does is in wires/, providers/ and streaming/.
 """
 
 import asyncio
@@ -20,30 +20,27 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from providers.registry import Model, Providers
-from streaming.breaker import Breaker, Breakers
+from intake import Intake
+from providers.registry import Providers
+from streaming.breaker import Breakers
 from streaming.drain import Drain
 from streaming.errors import Fault, RequestError, SettingsError
-from streaming.failover import Candidate, Failover
 from streaming.garbage import Collector
-from streaming.limits import Limits
 from streaming.logs import log_run, set_up
 from streaming.metrics import Metrics
 from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings, load
 from wires import ndjson as lines
-from wires.access import Access, Caller, upstream_key
-from wires.body import read_json
-from wires.chat import ChatRequest, decode_body, decode_query
+from wires.access import Access, Caller
+from wires.chat import ChatRequest, decode_query
 from wires.event_id import EventId, last_event_id, position
 from wires.host import Hosts
 from wires.operations import metrics, ready
-from wires.origin import check_origin, cors
+from wires.origin import cors
 from wires.page import file
 from wires.problem import PROBLEMS, Problems, problem
-from wires.quota import Quota
-from wires.resource import Links, digest, idempotency_key, is_signed, json_response, path_of, status
+from wires.resource import json_response, path_of, status
 from wires.sse import EventStream
 from wires.sse import form as event_form
 from wires.viewer import Viewer
@@ -70,7 +67,6 @@ class Service:
         self.settings = settings
         self.providers = providers
         self.access = access
-        self.quota = Quota(settings.rate_limit)
         self.garbage = Collector(is_quiet=lambda: not len(self.runs))
         self.metrics = Metrics([str(model) for model in providers.catalogue()])
         self.tracing = tracing
@@ -78,16 +74,7 @@ class Service:
             tracing.models = self.metrics.models
         self.breakers = Breakers(settings.breaker)
         self.runs = Runs(settings.keep, settings.keep_bytes, settings.capacity, self.garbage.look, self._run_ended)
-        self.links = Links(settings.url_secret, settings.keep)
-        self.longest = Limits(
-            settings.run_timeout,
-            settings.first_token_timeout,
-            settings.idle_timeout,
-            settings.max_run_bytes,
-            settings.max_linger,
-            settings.queue_timeout,
-            settings.max_viewers,
-        )
+        self.intake = Intake(settings, providers, access, self.breakers, self.runs)
         self.event_form = event_form(settings.retry_ms)
         self.conversations: set[Conversation] = set()
         self.drain = Drain(self.runs, settings.drain_timeout, self._close_conversations)
@@ -108,12 +95,11 @@ class Service:
             self.runs.begin(run)
 
     def _caller(self, request: HTTPConnection) -> Caller:
-        """Return whose request it is. Raises RequestError where it may not be made."""
-        check_origin(request.headers, self.settings.allowed_origins)
-        owner = self.access.owner(request)
+        """Return whose request it is, whose trace the runs belong to that it begins."""
+        caller = self.intake.caller(request)
         if self.tracing:
             self.tracing.receive(request.headers.items())
-        return Caller(owner, upstream_key(request.headers, allowed=self.settings.allow_upstream_keys))
+        return caller
 
     async def chat(self, request: Request, *, default: str | None = None, ndjson: bool = False) -> Response:
         """Run and follow in one request, by POST or (for an EventSource) by GET; with an event id, follow only.
@@ -126,11 +112,11 @@ class Service:
             self.providers.check(provider)
         if seen := last_event_id(request.headers, request.query_params):
             return self._follow(request, self.runs.find(seen.run, caller.owner), seen, ndjson=ndjson)
-        left = self.quota.spend(caller.owner)
+        left = self.intake.spend(caller)
         if request.method == "POST":
-            run = await self._posted(request, caller, provider, default, linger=0)
+            run = await self.intake.posted(request, caller, provider, default, linger=0)
         else:
-            run = self._new_run(decode_query(request.query_params.multi_items()), caller, provider, default)
+            run = self.intake.run_of(decode_query(request.query_params.multi_items()), caller, provider, default)
         response = self._follow(request, run, None, ndjson=ndjson)
         response.headers.update(left)
         return response
@@ -141,15 +127,15 @@ class Service:
         if last_event_id(request.headers, request.query_params):
             text = "A request with an event id starts no run; follow one at /runs/<id>/events."
             raise RequestError("invalid_request", text, field="last_event_id")
-        left = self.quota.spend(caller.owner)
-        run = await self._posted(request, caller, linger=self.settings.linger)
+        left = self.intake.spend(caller)
+        run = await self.intake.posted(request, caller, linger=self.settings.linger)
         self._begin(run)
         path = path_of(request.scope, run)
-        return json_response(self.links.created(run, path), 201, Location=path, **left)
+        return json_response(self.intake.links.created(run, path), 201, Location=path, **left)
 
     async def run(self, request: Request) -> Response:
         """Tell how a run stands, or (by DELETE) stop it: then return when its upstream is closed."""
-        run = self._find(request)
+        run = self.intake.find(request)
         if request.method != "DELETE":
             return json_response(status(run))
         run.end("requested")
@@ -159,63 +145,7 @@ class Service:
     async def events(self, request: Request) -> Response:
         """Follow a run from its beginning, or from where the client was."""
         seen = last_event_id(request.headers, request.query_params)
-        return self._follow(request, self._find(request), seen)
-
-    def _find(self, request: Request) -> Run:
-        """Return the run of a path: its owner's, or whosever it is where the URL is signed for it."""
-        run_id, query = request.path_params["run_id"], request.query_params
-        if not is_signed(query):
-            return self.runs.find(run_id, self._caller(request).owner)
-        check_origin(request.headers, self.settings.allowed_origins)
-        run = self.runs.find(run_id, None)
-        self.links.check(run_id, query)
-        return run
-
-    async def _posted(
-        self,
-        request: Request,
-        caller: Caller,
-        provider: str | None = None,
-        default: str | None = None,
-        *,
-        linger: float,
-    ) -> Run:
-        """Make the run of a POST, or find that of its Idempotency-Key."""
-        key = idempotency_key(request.headers)
-        body = await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout)
-        return self._new_run(decode_body(body), caller, provider, default, linger=linger, key=key, body=body)
-
-    def _new_run(
-        self,
-        chat: ChatRequest,
-        caller: Caller,
-        provider: str | None = None,
-        default: str | None = None,
-        *,
-        linger: float = 0,
-        key: str = "",
-        body: bytes = b"",
-    ) -> Run:
-        """Make the run of a request; whoever follows it begins it."""
-        chat.check_size(self.settings.max_messages)
-        choice = self.providers.choose(chat.model or default, provider)
-        if caller.upstream_key and len({model.provider for model in choice.models}) > 1:
-            text = "An upstream's key is for one provider; ask for models of one."
-            raise RequestError("invalid_request", text, field="X-Upstream-Key")
-        candidates = [self._candidate(model, chat, caller) for model in choice.models]
-        failover = Failover(candidates, choice.on, self.settings.retries)
-        limits = chat.limits(self.longest, linger)
-        return self.runs.create(failover, limits, owner=caller.owner, key=key, asked=digest(str(choice), body))
-
-    def _candidate(self, model: Model, chat: ChatRequest, caller: Caller) -> Candidate:
-        return Candidate(
-            model.provider,
-            self.providers.prepare(model.provider, chat.to_run(model.model, caller.upstream_key, caller.owner)),
-            partial(self.providers.load, model.provider),
-            # What becomes of a caller's own key says nothing of how the model fares for others.
-            Breaker() if caller.upstream_key else self.breakers.of(str(model)),
-            self.providers.has_effects(model.provider),
-        )
+        return self._follow(request, self.intake.find(request), seen)
 
     def _follow(self, request: Request, run: Run, seen: EventId | None, *, ndjson: bool = False) -> Response:
         """Follow a run from where the client was: it gets what it has not seen, and 204 once it has seen all."""
@@ -263,8 +193,8 @@ class Service:
 
     def _next_turn(self, socket: WebSocket, caller: Caller, chat: ChatRequest) -> Run:
         self.access.owner(socket)  # whose key may be no more
-        self.quota.spend(caller.owner)
-        return self._new_run(chat, caller)
+        self.intake.spend(caller)
+        return self.intake.run_of(chat, caller)
 
     async def _close_conversations(self) -> None:
         await asyncio.gather(*(conversation.close() for conversation in self.conversations))
@@ -317,7 +247,7 @@ class Service:
         return file(name)
 
     @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(self, app: Starlette) -> AsyncIterator[dict[str, Any]]:
         """Import the SDKs beside the first requests, not before them; close everything at the end."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         _raise_open_files()
@@ -325,7 +255,7 @@ class Service:
         self.drain.on_signals()
         stop_watching = self.metrics.watch_loop()
         try:
-            yield
+            yield {"on_refusal": self.metrics.refused}  # for the server, which refuses some by itself (wires/server.py)
         finally:
             stop_watching()
             warming.cancel()
@@ -384,7 +314,7 @@ def app_of(service: Service) -> Starlette:
         Route("/{name}/stream", chat, methods=get_and_post),
     ]
     settings = service.settings
-    hosts = Middleware(Hosts, settings.allowed_hosts, is_open=service.access.is_open)
+    hosts = Middleware(Hosts, settings.allowed_hosts, service.metrics.refused, is_open=service.access.is_open)
     middleware = [Middleware(Problems), hosts, *cors(settings.allowed_origins)]
     set_up(settings.log_format)
     faults = {**PROBLEMS, Fault: service.refuse}

@@ -17,6 +17,7 @@ from msgspec.structs import FieldInfo, replace
 from .admission import Capacity
 from .breaker import BreakerPolicy
 from .failover import Retries
+from .limits import Limits
 from .logs import Format
 from .request import WEEK, Fallbacks, ModelNames, ProviderSettings, Seconds
 
@@ -189,6 +190,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def retries(self) -> Retries:
         return Retries(self.max_retries, self.retry_delay, self.max_retry_after)
+
+    @property
+    def limits(self) -> Limits:
+        """The longest that a request may ask for."""
+        return Limits(
+            self.run_timeout,
+            self.first_token_timeout,
+            self.idle_timeout,
+            self.max_run_bytes,
+            self.max_linger,
+            self.queue_timeout,
+            self.max_viewers,
+        )
 
     @property
     def capacity(self) -> Capacity:

@@ -10,6 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
+from streaming.errors import Fault
 from wires.host import Hosts
 
 from .access import KEYS, WEB, placed, serving
@@ -22,8 +23,11 @@ LOOPBACK, LAN = ("127.0.0.1", 8000), ("192.0.2.7", 8000)
 NAMES = ["app.example", "*.Wild.example", "[2001:db8::1]", "192.0.2.7"]
 
 
+refused: list[Fault] = []
+
+
 def hosts(*allowed: str, is_open: bool = True) -> ASGIApp:
-    return Hosts(PlainTextResponse("served"), allowed, is_open=is_open)
+    return Hosts(PlainTextResponse("served"), allowed, refused.append, is_open=is_open)
 
 
 def served(app: ASGIApp, *said: str, path: str = "/", **scope: Any) -> bool:
@@ -38,8 +42,9 @@ def served(app: ASGIApp, *said: str, path: str = "/", **scope: Any) -> bool:
 
         return await ask(reached, "GET", path)
 
+    refused.clear()
     exchange = run(test())
-    assert (exchange.status, exchange.body == b"served") in ((200, True), (403, False))
+    assert (exchange.status, exchange.body == b"served", len(refused)) in ((200, True, 0), (403, False, 1))
     if exchange.status == 403:
         assert exchange.headers["content-type"] == "application/problem+json"
         assert json.loads(exchange.body)["code"] == "forbidden"

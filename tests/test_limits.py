@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from .asgi import Exchange, ask, ask_json, make_app, run, run_ahead, service_of, time_passes
 from .client import Client, get
 from .conftest import Start
+from .metrics import refusals_in
 from .resource import status_of
 from .sockets import HandSocket
 from .upstream import HOLD, Upstream, environ
@@ -19,14 +19,7 @@ HANG = "/chat/stream?message=hi&model=scripted/silent"
 
 
 async def refusals(app: Any) -> dict[tuple[str, str], float]:
-    families = text_string_to_metric_families((await ask(app, "GET", "/metrics")).body.decode())
-    return {
-        (sample.labels["code"], sample.labels["limit"]): sample.value
-        for family in families
-        if family.name == "sidestream_refusals"
-        for sample in family.samples
-        if sample.name.endswith("_total")
-    }
+    return refusals_in((await ask(app, "GET", "/metrics")).body.decode())
 
 
 def problem(exchange: Exchange) -> tuple[int, str, str | None]:

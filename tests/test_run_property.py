@@ -34,7 +34,6 @@ from streaming.events import (
     ToolResult,
     Usage,
 )
-from streaming.limits import Limits
 from streaming.log import size_of
 from streaming.request import Emit, RunRequest
 from streaming.run import Run
@@ -44,7 +43,7 @@ from .asgi import Exchange, make_app, run_ahead, service_of, time_passes
 
 Batch = list[Event | Usage]
 NEVER = float("inf")
-LIMITS = Limits(run_timeout=24, first_token_timeout=12, idle_timeout=10, max_run_bytes=2**20, linger=16)
+LONGEST = {"first_token_timeout": 12.0, "idle_timeout": 10.0, "max_linger": 16.0}
 LINGER = 5.0  # of POST /runs that asks for none
 SEND_TIMEOUT = 10.0
 ALL = 60  # turns in which whatever can happen at one time has happened
@@ -331,13 +330,17 @@ class World:
     def __init__(self, app: Starlette, conditions: Conditions) -> None:
         self.app = app
         service = service_of(app)
-        service.settings = replace(
-            service.settings, linger=LINGER, ping_interval=conditions.ping, send_timeout=SEND_TIMEOUT
+        service.settings = service.intake.settings = replace(
+            service.settings,
+            linger=LINGER,
+            ping_interval=conditions.ping,
+            send_timeout=SEND_TIMEOUT,
+            run_timeout=conditions.run_timeout,
+            max_run_bytes=conditions.max_run_bytes,
+            **LONGEST,
         )
-        self.limits = service.longest = replace(
-            LIMITS, run_timeout=conditions.run_timeout, max_run_bytes=conditions.max_run_bytes
-        )
-        self.runs = service.runs = Watched(conditions.keep, conditions.keep_bytes)
+        self.limits = service.settings.limits
+        self.runs = service.runs = service.intake.runs = Watched(conditions.keep, conditions.keep_bytes)
         self.conditions = conditions
         self.plays = Puppet.plays
         self.plays.clear()

@@ -31,6 +31,7 @@ from wires.server import FAREWELL, MAX_HEAD, Protocol, options
 
 from .client import DEADLINE, get, post, text
 from .conftest import Service, Start, eventually
+from .metrics import refusals_in
 from .sockets import UPGRADE, RawSocket, masked, talk
 
 LATE = 0.25  # header_timeout of the service that is `hasty`, seconds
@@ -458,12 +459,34 @@ def test_who_comes_when_all_places_are_taken_is_refused_and_who_was_there_is_ser
         with third:
             pass
         eventually(lambda: _is_served(service.port, ask))
+    assert refusals(service)["overloaded", "max_connections"] == 2
     assert "Traceback" not in service.log
+
+
+def refusals(service: Service) -> dict[tuple[str, str], float]:
+    with get(service.port, "/metrics") as client:
+        return refusals_in(client.read().decode())
 
 
 def _is_served(port: int, request: bytes) -> bool:
     with Line(port, request) as line:
         return line.answer().status == 200
+
+
+def test_whoever_is_refused_by_the_server_is_counted(start_service: Start) -> None:
+    service = start(start_service, SIDESTREAM_HEADER_TIMEOUT=str(LATE))
+    for sent, status, code in (
+        (HELLO[:-2], 408, "request_timeout"),
+        (b"rubbish\r\n\r\n", 400, "invalid_request"),
+        (ENDLESS + b"x" * MAX_HEAD, 431, "too_large"),
+    ):
+        with Line(service.port, sent) as line:
+            refused(line, status, code)
+    assert refusals(service) == {
+        ("request_timeout", "header_timeout"): 1,
+        ("invalid_request", ""): 1,
+        ("too_large", ""): 1,
+    }
 
 
 # --- What uvicorn is told --------------------------------------------------------------------------------------------

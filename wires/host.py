@@ -8,13 +8,13 @@ dot, and those below `localhost` (RFC 6761, 6.3). With a list of names those on 
 import ipaddress
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from streaming.errors import RequestError
+from streaming.errors import Fault, RequestError
 
 from .problem import problem
 
@@ -28,8 +28,11 @@ logger = logging.getLogger("sidestream")
 class Hosts:
     """Middleware that refuses a request for another host. `is_open`: nobody needs a key."""
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str], *, is_open: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed: Collection[str], on_refusal: Callable[[Fault], object], *, is_open: bool
+    ) -> None:
         self._app = app
+        self._on_refusal = on_refusal
         self._allowed = [name.lower() for name in allowed]
         self._is_open = is_open
         self._warned = not is_open
@@ -38,9 +41,9 @@ class Hosts:
         if scope["type"] == "lifespan" or self._serves(scope):
             await self._app(scope, receive, send)
             return
-        refusal = problem(
-            RequestError("forbidden", "This is not the host that is asked for (SIDESTREAM_ALLOWED_HOSTS).")
-        )
+        fault = RequestError("forbidden", "This is not the host that is asked for (SIDESTREAM_ALLOWED_HOSTS).")
+        self._on_refusal(fault)
+        refusal = problem(fault)
         if scope["type"] == "websocket":
             await WebSocket(scope, receive, send).send_denial_response(refusal)
         else:

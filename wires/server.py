@@ -4,11 +4,14 @@ A connection that nobody serves has a clock, always: uvicorn's own (`timeout_kee
 requests, ours while the head of one is to come, or the rest of a body that nobody waits for. Else whoever sends
 nothing, or a byte a minute, would be here for ever.
 
+What it refuses itself is told to `on_refusal`, where the app's lifespan has put that into its state (ASGI, lifespan).
+
 It overrides methods and reads attributes that uvicorn names without an underscore but does not promise:
 tests/test_server.py is what notices when they change.
 """
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,6 +28,7 @@ from .problem import NOT_SNIFFED, problem
 HEADER_TIMEOUT = 20.0  # seconds; the default of the setting
 MAX_HEAD = 64 * 1024  # of a request line and its headers; what a browser sends is a few KB, a prompt in a URL is more
 FAREWELL = 1.0  # for how long we listen behind a last answer, seconds
+OnRefusal = Callable[[Fault], object]
 ALIVE = "/healthz"  # which a full service answers too: it must not be taken for a dead one, and be killed
 
 
@@ -76,6 +80,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.limit_concurrency = None  # uvicorn's way
         self._header_timeout = header_timeout
+        self._on_refusal: OnRefusal = app_state.get("on_refusal", lambda fault: None)
         self._max_head = config.h11_max_incomplete_event_size or MAX_HEAD
         self._size = 0  # what came since a head was complete, or a piece of a body, bytes
         self._clock: asyncio.TimerHandle | None = None
@@ -86,7 +91,7 @@ class Protocol(HttpToolsProtocol):
         limit = self.config.limit_concurrency
         if limit and len(self.connections) > limit:
             self._is_one_too_many = True
-            self.app = partial(_turn_away, self.app)
+            self.app = partial(_turn_away, self.app, self._on_refusal)
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,6 +159,7 @@ class Protocol(HttpToolsProtocol):
             transport.abort()
             return
         self._stop_clock()
+        self._on_refusal(fault)
         transport.write(_last_answer(fault, self.server_state.default_headers))
         transport.set_protocol(_Farewell(self))
         if transport.can_write_eof():
@@ -184,8 +190,12 @@ def _overloaded() -> Fault:
     return ServiceError("overloaded", text, headers={"Connection": "close"}, limit="max_connections")
 
 
-async def _turn_away(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await (app if scope["path"] == ALIVE else problem(_overloaded()))(scope, receive, send)
+async def _turn_away(app: ASGIApp, on_refusal: OnRefusal, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] != ALIVE:
+        fault = _overloaded()
+        on_refusal(fault)
+        app = problem(fault)
+    await app(scope, receive, send)
 
 
 def _last_answer(fault: Fault, default_headers: list[tuple[bytes, bytes]]) -> bytes:

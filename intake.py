@@ -1,0 +1,108 @@
+"""From a request to its run: who asks, how often they may, what is asked, and of which models.
+
+    caller ──▶ spend ──▶ posted, or decoded by a wire ──▶ run_of ──▶ a run, for whoever follows it to begin
+
+Each step raises RequestError where the request may not be made. What is done with the run is its wire's business.
+"""
+
+from functools import partial
+
+from starlette.requests import HTTPConnection, Request
+
+from providers.registry import Model, Providers
+from streaming.breaker import Breaker, Breakers
+from streaming.errors import RequestError
+from streaming.failover import Candidate, Failover
+from streaming.run import Run
+from streaming.runs import Runs
+from streaming.settings import Settings
+from wires.access import Access, Caller, upstream_key
+from wires.body import read_json
+from wires.chat import ChatRequest, decode_body
+from wires.origin import check_origin
+from wires.quota import Quota
+from wires.resource import Links, digest, idempotency_key, is_signed
+
+
+class Intake:
+    """What becomes of requests until they are runs."""
+
+    def __init__(
+        self, settings: Settings, providers: Providers, access: Access, breakers: Breakers, runs: Runs
+    ) -> None:
+        self.links = Links(settings.url_secret, settings.keep)
+        self.settings = settings
+        self._providers = providers
+        self._access = access
+        self._breakers = breakers
+        self.runs = runs
+        self._quota = Quota(settings.rate_limit)
+
+    def caller(self, request: HTTPConnection) -> Caller:
+        """Return whose request it is, and what key they have brought."""
+        check_origin(request.headers, self.settings.allowed_origins)
+        owner = self._access.owner(request)
+        return Caller(owner, upstream_key(request.headers, allowed=self.settings.allow_upstream_keys))
+
+    def spend(self, caller: Caller) -> dict[str, str]:
+        """Count a request that begins a run; return the headers that tell how many are left."""
+        return self._quota.spend(caller.owner)
+
+    def find(self, request: Request) -> Run:
+        """Return the run of a path: its owner's, or whosever it is where the URL is signed for it."""
+        run_id, query = request.path_params["run_id"], request.query_params
+        if not is_signed(query):
+            return self.runs.find(run_id, self.caller(request).owner)
+        check_origin(request.headers, self.settings.allowed_origins)
+        run = self.runs.find(run_id, None)
+        self.links.check(run_id, query)
+        return run
+
+    async def posted(
+        self,
+        request: Request,
+        caller: Caller,
+        provider: str | None = None,
+        default: str | None = None,
+        *,
+        linger: float,
+    ) -> Run:
+        """Make the run of a POST, or find that of its Idempotency-Key."""
+        key = idempotency_key(request.headers)
+        body = await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout)
+        return self.run_of(decode_body(body), caller, provider, default, linger=linger, key=key, body=body)
+
+    def run_of(
+        self,
+        chat: ChatRequest,
+        caller: Caller,
+        provider: str | None = None,
+        default: str | None = None,
+        *,
+        linger: float = 0,
+        key: str = "",
+        body: bytes = b"",
+    ) -> Run:
+        """Make the run of a request; whoever follows it begins it.
+
+        `provider` is that of the path. `default` is the model of a request that names none, in place of the service's.
+        """
+        chat.check_size(self.settings.max_messages)
+        choice = self._providers.choose(chat.model or default, provider)
+        if caller.upstream_key and len({model.provider for model in choice.models}) > 1:
+            text = "An upstream's key is for one provider; ask for models of one."
+            raise RequestError("invalid_request", text, field="X-Upstream-Key")
+        candidates = [self._candidate(model, chat, caller) for model in choice.models]
+        failover = Failover(candidates, choice.on, self.settings.retries)
+        limits = chat.limits(self.settings.limits, linger)
+        return self.runs.create(failover, limits, owner=caller.owner, key=key, asked=digest(str(choice), body))
+
+    def _candidate(self, model: Model, chat: ChatRequest, caller: Caller) -> Candidate:
+        return Candidate(
+            model.provider,
+            self._providers.prepare(model.provider, chat.to_run(model.model, caller.upstream_key, caller.owner)),
+            partial(self._providers.load, model.provider),
+            # What becomes of a caller's own key says nothing of how the model fares for others.
+            Breaker() if caller.upstream_key else self._breakers.of(str(model)),
+            self._providers.has_effects(model.provider),
+        )
