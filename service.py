@@ -232,7 +232,7 @@ class Service:
 
     async def openapi(self, request: Request) -> Response:
         """All of this, told to machines."""
-        document: Response = self.document.response(request.app.routes, request.scope.get("root_path", ""))
+        document: Response = self.document.response(request)
         return document
 
     @cached_property

@@ -33,7 +33,7 @@ QUICK = {
 # The same request by other paths: a sample of what can be said will do.
 ALIKE = ["/runs", "/stream", "/chat/stream-meta", "/{name}/stream"]
 # What is right each by itself, but makes no sense beside a message, or is another's: an unknown model, a past event.
-BESIDE = {*FOR_RUNNABLES, "question", "messages", "system_prompt", "model", "last_event_id", "lastEventId"}
+BESIDE = {*FOR_RUNNABLES, "question", "messages", "system_prompt", "model", "last_event_id"}
 PERHAPS_JSON = {"stop", "tool_choice"}  # in a URL: text that begins as JSON does, and may be none
 fuzz = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -74,7 +74,10 @@ def makes_sense(case: Case, run_id: str) -> Case:
 
 
 def sensible(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{name: value for name, value in told.items() if name not in BESIDE}, "message": "Hi"}
+    """One message, and what may stand beside it; whole numbers without a point, the same to JSON Schema, not to us."""
+    said = {name: value for name, value in told.items() if name not in BESIDE}
+    whole = {name: int(value) for name, value in said.items() if isinstance(value, float) and value.is_integer()}
+    return {**said, **whole, "message": "Hi"}
 
 
 def described(*, coverage: bool) -> Any:

@@ -1,8 +1,11 @@
 """The OpenAPI document against the service that it describes, and the page to read it with in a real Chromium."""
 
+import gc
 import json
 import os
+import re
 import subprocess
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,10 +37,10 @@ KEYED = {"SIDESTREAM_API_KEYS": KEYS}
 JSON_TYPE = {"content-type": "application/json"}
 
 
-def document(**environ: str) -> Object:
+def document(target: str = "/openapi.json", **environ: str) -> Object:
     """The document as it is served, with these settings."""
     host = environ.get("SIDESTREAM_ALLOWED_HOSTS", "test")
-    exchange = run(ask(create_app(environ), "GET", "/openapi.json", headers={"host": host}))
+    exchange = run(ask(create_app(environ), "GET", target, headers={"host": host}))
     assert (exchange.status, exchange.headers["content-type"]) == (200, "application/json")
     assert exchange.headers["cache-control"] == "no-cache"
     told: Object = json.loads(exchange.body)
@@ -75,11 +78,14 @@ SETTINGS: dict[str, dict[str, str]] = {
     "an alias": {"SIDESTREAM_MODELS": '{"fast": ["scripted/echo"]}'},
 }
 each_setting = pytest.mark.parametrize("environ", SETTINGS.values(), ids=SETTINGS)
+OLDER = "/openapi.json?version=3.1"
+each_version = pytest.mark.parametrize("target", ["/openapi.json", OLDER], ids=["3.2", "3.1"])
 
 
+@each_version
 @each_setting
-def test_the_document_is_valid(environ: dict[str, str]) -> None:
-    schemathesis.openapi.from_dict(document(**environ)).validate()
+def test_the_document_is_valid(environ: dict[str, str], target: str) -> None:
+    schemathesis.openapi.from_dict(document(target, **environ)).validate()
 
 
 @each_setting
@@ -96,6 +102,66 @@ def test_every_reference_in_it_leads_somewhere_and_every_part_is_referred_to(env
         if section != "securitySchemes" and f"#/components/{section}/{name}" not in references
     }
     assert unused <= {"responses/Problem401", "parameters/X-Upstream-Key"}
+
+
+# As 3.1, for generators of clients
+
+
+def test_it_is_of_the_version_that_is_asked_for_and_else_of_the_newest() -> None:
+    targets = ["/openapi.json", "/openapi.json?version=3.2", OLDER]
+    assert [document(target)["openapi"] for target in targets] == ["3.2.0", "3.2.0", "3.1.1"]
+    assert document(targets[0]) == document(targets[1])
+
+
+@pytest.mark.parametrize("version", ["", "3", "3.0", "3.1.1", "3.2.0", "4"])
+def test_another_version_is_a_problem(version: str) -> None:
+    exchange = run(ask(create_app({}), "GET", f"/openapi.json?version={version}"))
+    refused = json.loads(exchange.body)
+    assert (exchange.status, refused["code"], refused["field"]) == (400, "invalid_request", "version")
+    exactly(document(), "Problem").validate(refused)
+
+
+def test_as_3_1_it_tells_all_else_alike() -> None:
+    """What it has no words for, or generators none, is text: the items of a stream, JSON in a query."""
+
+    def as_told(told: Object) -> Object:
+        streams = [one for one in walked(told["paths"]) if "itemSchema" in one]
+        assert {one.pop("itemSchema")["$ref"].rpartition("/")[2] for one in streams} == {"ServerSentEvent", "EventLine"}
+        for one in streams:
+            one["schema"] = {"type": "string"}
+        for parameter in told["components"]["parameters"].values():
+            if "content" in parameter:
+                schema = parameter.pop("content")["application/json"]["schema"]
+                text = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+                parameter["schema"] = {**text, "description": "JSON, written as text."}
+        return {**told, "openapi": "3.1.1"}
+
+    def worded(told: Object) -> Object:
+        for one in walked(told["paths"]):
+            for media_type, name in (("text/event-stream", "ServerSentEvent"), ("application/x-ndjson", "EventLine")):
+                if media_type in one:
+                    assert f"`{name}`" in one[media_type]["schema"].pop("description")
+        return told
+
+    assert worded(document(OLDER)) == as_told(document())
+
+
+def test_in_3_1_every_parameter_has_a_schema_and_a_name_of_its_own_in_code() -> None:
+    told = document(OLDER)
+    for operation in operations(told).values():
+        listed = [resolved(told, one["$ref"]) for one in operation["parameters"]]
+        assert all("schema" in one for one in listed)
+        as_code = [(one["in"], re.sub(r"[\W_]", "", one["name"]).lower()) for one in listed]
+        assert len(set(as_code)) == len(as_code)
+
+
+def test_every_enumeration_and_constant_says_its_type_and_every_problem_is_the_one() -> None:
+    told = document()
+    single = [one for one in walked(told["components"]) if "enum" in one or one.get("const") is True]
+    assert len(single) > 20
+    assert [one for one in single if "type" not in one] == []
+    for response in told["components"]["responses"].values():
+        assert response["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
 
 
 def test_every_route_is_in_it_with_its_methods_and_nothing_else() -> None:
@@ -134,7 +200,7 @@ def test_every_field_of_a_request_is_a_parameter_of_its_url_and_in_its_body_with
     assert {name: field["description"] for name, field in properties.items()} == FIELDS
     for path in ("/chat/stream", "/stream", "/chat/stream-meta", "/{name}/stream"):
         listed = [resolved(told, one["$ref"]) for one in told["paths"][path]["get"]["parameters"]]
-        assert {one["name"] for one in listed if one["in"] == "query"} == {*FIELDS, "last_event_id", "lastEventId"}
+        assert {one["name"] for one in listed if one["in"] == "query"} == {*FIELDS, "last_event_id"}
         body = told["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": "#/components/schemas/ChatRequest"}
 
@@ -184,10 +250,10 @@ def test_the_codes_of_errors_are_all_of_them_and_a_status_has_those_that_have_it
     reference = {"$ref": "#/components/schemas/ErrorCode"}
     for name, field in (("Problem", "code"), ("Error", "code"), ("Reset", "reason")):
         assert told["components"]["schemas"][name]["properties"][field] == reference
-    for response in told["components"]["responses"].values():
-        _, own = response["content"]["application/problem+json"]["schema"]["allOf"]
-        status = own["properties"]["status"]["const"]
-        assert {codes[code][0] for code in own["properties"]["code"]["enum"]} == {413 if status == 431 else status}
+    for name, response in told["components"]["responses"].items():
+        status = int(name.removeprefix("Problem"))
+        of_it = re.findall(r"`(\w+)`", response["description"])
+        assert {codes[code][0] for code in of_it} == {413 if status == 431 else status}
 
 
 def test_an_operation_tells_the_codes_that_it_has_of_a_status() -> None:
@@ -281,6 +347,7 @@ REFUSALS: dict[str, tuple[dict[str, str], list[tuple[str, dict[str, str], bytes]
     "no key": ({"API_KEYS": KEYS}, [("/v1/models", {}, b"")], "GET /v1/models", 401, "unauthorized"),
     "another's key": ({}, [("/runs", {**JSON_TYPE, "x-upstream-key": "k"}, HI)], "POST /runs", 403, "forbidden"),
     "another site": ({}, [("/chat/stream", {"origin": "https://x"}, b"")], "GET /chat/stream", 403, "forbidden"),
+    "no such version": ({}, [("/openapi.json?version=4", {}, b"")], "GET /openapi.json", 400, "invalid_request"),
     "another host": ({"ALLOWED_HOSTS": "app.example"}, [("/docs", {}, b"")], "GET /docs", 403, "forbidden"),
 }
 
@@ -301,6 +368,7 @@ def test_refusals_are_told_with_their_codes_and_headers(
     answer = operations(told)[name]["responses"][str(status)]
     assert (exchange.status, json.loads(exchange.body)["code"]) == (status, code)
     assert f"`{code}`" in answer["description"]
+    assert json.loads(exchange.body)["status"] == status
     exactly(told, "Problem").validate(json.loads(exchange.body))
     headers = resolved(told, answer["$ref"]).get("headers", {})
     always = {header.lower() for header in headers if resolved(told, headers[header]["$ref"])["required"]}
@@ -420,6 +488,29 @@ def test_its_server_is_where_the_app_is_mounted() -> None:
         return [json.loads(exchange.body)["servers"][0]["url"] for exchange in answers]
 
     assert run(test()) == ["/llm", "/", "/llm"]
+
+
+def test_one_is_kept_however_many_paths_the_app_is_mounted_at() -> None:
+    async def test() -> tuple[int, int]:
+        app = Starlette(routes=[Mount("/t/{tenant}", app=create_app({}))])
+
+        async def asked(tenants: range) -> int:
+            for tenant in tenants:
+                exchange = await ask(app, "GET", f"/t/{tenant}/openapi.json")
+                assert json.loads(exchange.body)["servers"] == [{"url": f"/t/{tenant}"}]
+            gc.collect()
+            return len(exchange.body)
+
+        size = await asked(range(2))
+        tracemalloc.start()
+        try:
+            await asked(range(2, 12))
+            return size, tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    size, grown = run(test())
+    assert grown < size
 
 
 # The page, in a browser; last, since while it is open no other event loop can run here

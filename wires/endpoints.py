@@ -7,7 +7,7 @@ Schemas, headers and parameters are named, and made in openapi.py.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .event_id import PARAMETERS as RESUMING
+from .event_id import PARAMETERS
 from .ndjson import MEDIA_TYPE as NDJSON
 
 JSON, TEXT, SSE = "application/json", "text/plain", "text/event-stream"
@@ -68,7 +68,8 @@ BEGIN = (
 )
 POSTED = ("request_timeout", "conflict", "unsupported_media_type")
 FOLLOW = ("unauthorized", "invalid_request", "not_found", "overloaded")
-_RESUME = ("Last-Event-ID", *RESUMING)
+RESUMING = PARAMETERS[0]  # the other is for old polyfills, and in a generated client would have the same name
+_RESUME = ("Last-Event-ID", RESUMING)
 _SIGNED = ("run_id", "expires", "signature")
 
 _BY_URL = "For an `EventSource`: every field is a parameter. The run ends with its last viewer, or `linger` later."
@@ -150,7 +151,11 @@ ENDPOINTS = {
         ("unauthorized",),
     ),
     "GET /openapi.json": Endpoint(
-        "This document", "Needs no key.", {"200": answer("OpenAPI 3.2.", {JSON: {"schema": {"type": "object"}}})}
+        "This document",
+        "Needs no key.",
+        {"200": answer("OpenAPI of that version.", {JSON: {"schema": {"type": "object"}}})},
+        ("invalid_request",),
+        ("version",),
     ),
     "GET /docs": Endpoint("This document, to be read", "", {"200": answer("A page.", {"text/html": {}})}),
 }

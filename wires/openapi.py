@@ -1,6 +1,7 @@
 """The service told to machines: its OpenAPI document, made of the app's routes, the structs and endpoints.py.
 
-OpenAPI 3.2, since it is the first with a word for the items of a stream (`itemSchema`); all else is as 3.1 has it.
+OpenAPI 3.2, since it is the first with a word for the items of a stream (`itemSchema`). As 3.1, for generators of
+clients that can read no more, it is the same with less said of streams and of JSON in a query.
 It is public, so where a key is needed it names no models: those are told by /v1/models.
 """
 
@@ -8,16 +9,19 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from streaming.errors import RequestError
 from streaming.settings import Settings
 
 from .chat import json_line
 from .endpoints import DESCRIPTION, ENDPOINTS, JSON, Endpoint, Object, answer, ref
 from .page import MEDIA_TYPES
-from .schemas import CODES, EXAMPLE, PARAMETERS, REQUEST, RUN_ID, field, parameter, schemas
+from .schemas import CODES, EXAMPLE, PARAMETERS, REQUEST, RUN_ID, VERSIONS, as_json, field, parameter, schemas
 
 PROBLEM = "application/problem+json"
 TOO_LONG = 431  # of a URL, by the command's server (server.py)
@@ -25,7 +29,7 @@ EVERYWHERE = ("forbidden", "overloaded", "internal")  # another host, another si
 
 
 class Document:
-    """The document of one app; made when it is first asked for, of each path that the app is mounted at.
+    """The document of one app; made when it is first asked for, in each version, for all paths the app is mounted at.
 
     `names` are what `/{name}/stream` may be asked for. `is_open`: nobody needs a key.
     """
@@ -34,15 +38,21 @@ class Document:
         self._settings = settings
         self._names = names
         self._is_open = is_open
-        self._made: dict[str, bytes] = {}
+        self._made: dict[str, Object] = {}
 
-    def response(self, routes: Iterable[BaseRoute], root_path: str) -> Response:
-        if root_path not in self._made:
-            self._made[root_path] = json_line(self.make(routes, root_path))
-        return Response(self._made[root_path], headers={"Cache-Control": "no-cache"}, media_type=JSON)
+    def response(self, request: Request) -> Response:
+        """Answer in the version that is asked for. Raises RequestError where that is none of ours."""
+        version = request.query_params.get("version", VERSIONS[0])
+        if version not in VERSIONS:
+            raise RequestError("invalid_request", f"`version` can be {' or '.join(VERSIONS)}.", field="version")
+        if version not in self._made:
+            told = self.make(request.app.routes)
+            self._made[version] = told if version == VERSIONS[0] else _as_3_1(told)
+        here = {"servers": [{"url": request.scope.get("root_path") or "/"}]}
+        return Response(json_line(self._made[version] | here), headers={"Cache-Control": "no-cache"}, media_type=JSON)
 
-    def make(self, routes: Iterable[BaseRoute], root_path: str = "") -> Object:
-        """Describe these routes, as they are reached below `root_path`."""
+    def make(self, routes: Iterable[BaseRoute]) -> Object:
+        """Describe these routes, in the newest version."""
         paths: dict[str, Object] = {}
         for route in routes:
             if isinstance(route, Route):
@@ -56,7 +66,7 @@ class Document:
                 "description": DESCRIPTION,
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
-            "servers": [{"url": root_path or "/"}],
+            "servers": [{"url": "/"}],
             "tags": [{"name": name} for name in ("Chat", "Runs", "Operations", "Files")],
             "paths": paths,
             "components": {
@@ -170,9 +180,8 @@ def _problems() -> dict[str, Object]:
 
 
 def _problem(status: int, codes: list[str]) -> Object:
-    own = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
-    schema = {"allOf": [ref("Problem"), own]}
-    return answer(HTTPStatus(status).phrase, {PROBLEM: {"schema": schema}}, HEADERS_OF.get(status, ()))
+    text = f"{HTTPStatus(status).phrase}: {_named(codes)}"
+    return answer(text, {PROBLEM: {"schema": ref("Problem")}}, HEADERS_OF.get(status, ()))
 
 
 def _with_problems(endpoint: Endpoint, codes: Iterable[str]) -> Object:
@@ -190,4 +199,40 @@ def _with_problems(endpoint: Endpoint, codes: Iterable[str]) -> Object:
 
 def _told_by(codes: Iterable[str], response: str) -> Object:
     """Refer to a problem, with the codes that it can have here."""
-    return ref(response, "responses") | {"description": ", ".join(f"`{code}`" for code in sorted(codes))}
+    return ref(response, "responses") | {"description": _named(codes)}
+
+
+def _named(codes: Iterable[str]) -> str:
+    return ", ".join(f"`{code}`" for code in sorted(codes))
+
+
+# As 3.1
+
+STREAMED = {
+    "ServerSentEvent": "Server-sent events, each a `ServerSentEvent`; comments are pings.",
+    "EventLine": "Lines of JSON, each an `EventLine`; empty ones are pings.",
+}
+
+
+def _as_3_1(told: Object) -> Object:
+    """Tell what 3.1 has no words for as text; and so JSON in a query, for which few generators have any."""
+    parameters = {name: _with_schema(one) for name, one in told["components"]["parameters"].items()}
+    components = told["components"] | {"parameters": parameters}
+    return told | {"openapi": "3.1.1", "paths": _as_text(told["paths"]), "components": components}
+
+
+def _as_text(part: Any) -> Any:
+    """Copy a part of the paths, each stream in it as text."""
+    if not isinstance(part, dict):
+        return part
+    if "itemSchema" in part:
+        items = part["itemSchema"]["$ref"].rpartition("/")[2]
+        return {"schema": {"type": "string", "description": STREAMED[items]}}
+    return {name: _as_text(one) for name, one in part.items()}
+
+
+def _with_schema(told: Object) -> Object:
+    if "content" not in told:
+        return told
+    schema = as_json(told["content"][JSON]["schema"]) | {"description": "JSON, written as text."}
+    return {name: one for name, one in told.items() if name != "content"} | {"schema": schema}

@@ -4,6 +4,7 @@ A field of the request is a parameter of the query as well: lists by commas, obj
 """
 
 import inspect
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -15,14 +16,14 @@ from streaming.settings import Settings
 from . import answers, chat
 from .access import UPSTREAM_KEY
 from .chat import ChatRequest
-from .endpoints import FIELDS, JSON, Object, ref
+from .endpoints import FIELDS, JSON, RESUMING, Object, ref
 from .event_id import ID
-from .event_id import PARAMETERS as RESUMING
 from .resource import IDEMPOTENCY_KEY
 
 EVENTS: dict[str, type[events.Event]] = {
     kind.name: kind for kind in vars(events).values() if isinstance(kind, type) and hasattr(kind, "name")
 }
+VERSIONS = ("3.2", "3.1")  # of OpenAPI, the newest first
 ANSWERS = (answers.RunCreated, answers.RunStatus, answers.ModelList, answers.Readiness, answers.Problem)
 CODES = RequestError.codes | UpstreamError.codes | ServiceError.codes
 RUN_ID = ID.pattern[1:].partition(")")[0]
@@ -43,6 +44,7 @@ def schemas(settings: Settings) -> dict[str, Object]:
     for schema in told.values():
         if "description" in schema:  # a docstring, indented as it stands in the code
             schema["description"] = inspect.cleandoc(schema["description"])
+        _tell_types(schema)
     _tell_fields(told["ChatRequest"], settings)
     for name, code in (("Error", "code"), ("Reset", "reason"), ("Problem", "code")):
         told[name]["properties"][code] = ref("ErrorCode")
@@ -64,6 +66,21 @@ def _as_sent(schema: Object, kind: type[msgspec.Struct]) -> None:
     schema["required"] = [field.encode_name for field in fields if field.default is not UNSET]
     for described in schema["properties"].values():
         described.pop("default", None)
+
+
+def _tell_types(part: Any) -> None:
+    """Say the type of what is one of some values, and of a single one that it is constant: generators go by these."""
+    if isinstance(part, list):
+        for one in part:
+            _tell_types(one)
+    elif isinstance(part, dict):
+        match part.get("enum"):
+            case [True]:
+                del part["enum"]
+                part |= {"type": "boolean", "const": True}
+            case [str(), *_]:
+                part["type"] = "string"
+        _tell_types(list(part.values()))
 
 
 def _tell_fields(request: Object, settings: Settings) -> None:
@@ -109,9 +126,9 @@ def field(name: str, schema: Object) -> Object:
         (array,) = [one for one in branches if one.get("type") == "array"]
         return told | {"style": "form", "explode": False, "schema": array}
     if name in chat.JSON_OR_TEXT:
-        return told | {"schema": _as_json({})}
+        return told | {"schema": as_json({})}
     if name in chat.PERHAPS_JSON:
-        branches = [one if _is_text(one) else _as_json(one) | {"pattern": r"^[\[{]"} for one in branches]
+        branches = [one if _is_text(one) else as_json(one) | {"pattern": r"^[\[{]"} for one in branches]
     return told | {"schema": _any_of(branches)}
 
 
@@ -119,7 +136,7 @@ def _is_text(schema: Object) -> bool:
     return "enum" in schema or schema.get("type") == "string"
 
 
-def _as_json(schema: Object) -> Object:
+def as_json(schema: Object) -> Object:
     return {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
 
 
@@ -131,7 +148,7 @@ _SEEN = _string(f"^({ID.pattern})?$")
 _SEEN_TEXT = "The id of the last event that was seen: go on behind it."
 PARAMETERS = [
     parameter("Last-Event-ID", "header", _SEEN, _SEEN_TEXT + " An EventSource sends it itself."),
-    *(parameter(name, "query", _SEEN, _SEEN_TEXT + " The header counts before it.") for name in RESUMING),
+    parameter(RESUMING, "query", _SEEN, _SEEN_TEXT + " The header counts before it."),
     parameter(
         "Idempotency-Key",
         "header",
@@ -148,4 +165,10 @@ PARAMETERS = [
     parameter("expires", "query", {"type": "string"}, "Of a signed URL: until when it counts."),
     parameter("signature", "query", {"type": "string"}, "Of a signed URL."),
     parameter("verbose", "query", {"type": "string"}, "Tell of the models, whatever its value."),
+    parameter(
+        "version",
+        "query",
+        {"type": "string", "enum": [*VERSIONS], "default": VERSIONS[0]},
+        "Of OpenAPI. As 3.1 it tells the same, but of streams and of JSON in a query no more than that they are text.",
+    ),
 ]
