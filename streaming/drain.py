@@ -2,7 +2,7 @@
 
     first signal   no new runs; who waits in line is ended; who goes on may, for `drain_timeout`, and is ended then;
                    then the server is told: it closes what is open, for `GRACE` at most
-    second signal  all of that at once
+    second signal  those who go on are ended at once, and so on
 
 The server hears of the signal last: it would close WebSockets at once, and wait for open streams before it tells us.
 It knows it from its own flag, not from its handler, which would have the process end by the signal in place of 0.
@@ -15,7 +15,6 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -34,6 +33,7 @@ class Drain:
         self._seconds = seconds
         self._hang_up = hang_up
         self._task: asyncio.Task[None] | None = None
+        self._at_once = asyncio.Event()
 
     def on_signals(self) -> None:
         """Listen to signals in the server's place, in a running loop; not in a thread, where they are another's."""
@@ -50,8 +50,7 @@ class Drain:
 
     def _hear(self, stop: Callable[[], None]) -> None:
         if self._task:
-            self._runs.end()
-            stop()
+            self._at_once.set()
         else:
             self._task = asyncio.get_running_loop().create_task(self._drain(stop))
 
@@ -60,9 +59,10 @@ class Drain:
         if going_on := len(self._runs):
             logger.info("draining: %d runs go on, for %g s at most", going_on, self._seconds)
         hanging_up = asyncio.ensure_future(self._hang_up())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._seconds):
-                await self._runs.wait()
+        waiting = [asyncio.ensure_future(one) for one in (self._runs.wait(), self._at_once.wait())]
+        await asyncio.wait(waiting, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
         self._runs.end()
         await asyncio.wait((hanging_up,), timeout=GRACE)
         stop()

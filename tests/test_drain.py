@@ -6,6 +6,7 @@ Services of tests end their runs at once (tests/conftest.py); here some may take
 import asyncio
 import json
 import signal
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -56,14 +57,61 @@ def test_a_viewer_gets_its_end(start_service: Start, sign: int, accept: str, scr
     assert "ERROR" not in service.log
 
 
+def test_who_has_not_sent_all_of_a_request_is_told_so(start_service: Start) -> None:
+    service = start_service(**SCRIPTED)
+    head = "POST /chat/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), DEADLINE) as raw, raw.makefile("rb") as answer:
+        raw.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert answer.readline() == b"HTTP/1.1 100 Continue\r\n", "it reads the body now"
+        service.process.send_signal(signal.SIGTERM)
+        told = answer.read()
+        assert b"HTTP/1.1 503 " in told
+        assert b'"shutting_down"' in told
+        assert service.process.wait(DEADLINE) == 0
+    assert "Traceback" not in service.log
+
+
+def test_who_leaves_a_turn_meanwhile_is_no_fault(start_service: Start) -> None:
+    service = start_service(**LONG)
+    with talk(service.port, "model=scripted/silent") as stays, talk(service.port, "model=scripted/silent") as leaves:
+        for client in (stays, leaves):
+            client.say("Hi")
+            assert client.next().name == "start"
+        service.process.send_signal(signal.SIGTERM)
+        eventually(lambda: ready(service.port) == 503)
+        leaves.connection.socket.close()
+        eventually(lambda: "reason=disconnected" in service.log)
+        service.process.send_signal(signal.SIGTERM)
+        assert stays.next().data["reason"] == "draining"
+        assert service.process.wait(DEADLINE) == 0
+    assert "Traceback" not in service.log
+    assert "never retrieved" not in service.log
+
+
+def test_a_second_signal_that_finds_it_late_costs_no_websocket_its_end(start_service: Start) -> None:
+    """The server looks ten times a second whether it shall stop: here it does so in the turn of the second signal."""
+    service = start_service(**LONG)
+    with talk(service.port, "model=scripted/silent") as client:
+        client.say("Hi")
+        assert client.next().name == "start"
+        service.process.send_signal(signal.SIGTERM)
+        eventually(lambda: ready(service.port) == 503)
+        service.process.send_signal(signal.SIGSTOP)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)  # what makes it late
+        service.process.send_signal(signal.SIGCONT)
+        assert client.next().data["reason"] == "draining"
+        assert service.process.wait(DEADLINE) == 0
+
+
 @pytest.mark.parametrize("sign", SIGNALS)
 def test_a_websocket_gets_its_end(start_service: Start, sign: int) -> None:
     service = start_service(**SCRIPTED)
-    with connect(f"ws://127.0.0.1:{service.port}/ws/chat?model=scripted/silent", proxy=None) as socket:
-        socket.send("hi")
-        assert json.loads(socket.recv(DEADLINE))["event"] == "start"
+    with connect(f"ws://127.0.0.1:{service.port}/ws/chat?model=scripted/silent", proxy=None) as turn:
+        turn.send("hi")
+        assert json.loads(turn.recv(DEADLINE))["event"] == "start"
         service.process.send_signal(sign)
-        assert json.loads(socket.recv(DEADLINE))["data"]["reason"] == "draining"
+        assert json.loads(turn.recv(DEADLINE))["data"]["reason"] == "draining"
         service.stop()
     assert "Traceback" not in service.log
 

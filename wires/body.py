@@ -16,7 +16,7 @@ async def read_json(request: Request, most: int, seconds: float) -> bytes:
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise RequestError("unsupported_media_type", "Send the body as Content-Type: application/json.")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
+    if declared.isdecimal() and int(declared.lstrip("0") or 0) > most:
         raise _too_large(most)
     try:
         async with asyncio.timeout(seconds):

@@ -1,5 +1,6 @@
 """Errors before the first byte: `application/problem+json` (RFC 9457), with our `code` and the `field` it is about."""
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
@@ -74,6 +75,11 @@ class Problems:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
             return  # nobody is left to answer
+        except asyncio.CancelledError:  # by a server that stops: a body has not come in time
+            if started or scope["type"] != "http":
+                raise
+            with suppress(ClientDisconnect):
+                await problem(ServiceError("shutting_down", "The service is shutting down."))(scope, receive, watched)
         except Exception as exc:
             where = "".join(traceback.format_tb(exc.__traceback__))
             logger.error("internal error: %s\n%s", type(exc).__name__, where)

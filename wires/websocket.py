@@ -9,6 +9,7 @@ uvicorn sends the pings.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -93,7 +94,7 @@ class Conversation:
                     async with asyncio.timeout(self._send_timeout):
                         await self._refuse(fault)
         except TimeoutError:
-            let_go(self._socket._receive, "(none)", self._send_timeout)
+            await let_go(self._socket._receive, "(none)", self._send_timeout)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -111,8 +112,8 @@ class Conversation:
             async with asyncio.timeout(self._send_timeout):
                 await self._socket.close(1012)
         except TimeoutError:
-            let_go(self._socket._receive, "(none)", self._send_timeout)
-        except (RuntimeError, WebSocketDisconnect):
+            await let_go(self._socket._receive, "(none)", self._send_timeout)
+        except (ClientDisconnect, RuntimeError, WebSocketDisconnect):
             return  # it is closed
 
     def _take(self, text: str | None) -> _Turn | None:
@@ -173,11 +174,14 @@ class Conversation:
                         async with asyncio.timeout(self._send_timeout):
                             await self._socket.send_text(line(run_id, seq, event)[:-1].decode())
         except TimeoutError:
-            let_go(self._socket._receive, turn.run.id, self._send_timeout)  # a close frame would wait behind the rest
+            # A close frame would wait behind the rest.
+            await let_go(self._socket._receive, turn.run.id, self._send_timeout)
         except (ClientDisconnect, WebSocketDisconnect):
             return  # it is told by `receive` as well
-        except Fault as fault:  # the service is stopping
-            await self._refuse(fault)
+        except Fault as fault:  # the service is stopping, or full
+            with suppress(TimeoutError, ClientDisconnect, WebSocketDisconnect):  # `receive` tells it as well
+                async with asyncio.timeout(self._send_timeout):
+                    await self._refuse(fault)
         finally:
             if self._turn is turn:
                 self._turn = None
