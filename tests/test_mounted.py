@@ -138,11 +138,18 @@ def make_a_loop(path: Path) -> None:
     path.symlink_to(path)
 
 
+def make_a_pipe(path: Path) -> None:
+    """Nobody writes to it: whoever read of it would wait for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "it cannot be used": (spoil, "there is nothing in it that can be used"),
     "it is no text": (spoil_bytes, "not UTF-8"),
     "it is gone": (remove, "No such file or directory"),
-    "it is a folder": (make_a_folder, "Is a directory"),
+    "it is a folder": (make_a_folder, "not a file"),
+    "it is a pipe": (make_a_pipe, "not a file"),
     "it is a link to itself": (make_a_loop, "Too many levels of symbolic links"),
 }
 

@@ -1,6 +1,7 @@
 """A file that may be replaced while the service runs, as mounted secrets are."""
 
 import logging
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ class Mounted(Generic[T]):
 
     def _read(self) -> None:
         state = self._path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError("not a file")  # to read of a pipe is to wait for who writes
         self._value = self._parse(self._path.read_text(encoding="utf-8"))
         self._stamp = (state.st_mtime_ns, state.st_ino, state.st_size)
 
