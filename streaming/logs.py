@@ -102,10 +102,18 @@ def set_up(form: Format) -> None:
     keep_prompts_out()
 
 
+# Said by uvicorn of each WebSocket that is refused: it does not know that one can be answered.
+NO_ERROR = "ASGI callable returned without completing handshake."
+
+
 class NoPrompts(logging.Filter):
     """Keep prompts out of what uvicorn logs: query strings, and the WebSocket library's frames (at DEBUG)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg == NO_ERROR:
+            return False
+        if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+            record.exc_info = None  # of a client's frame: no error of ours
         if isinstance(record.args, tuple):
             record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
         return record.levelno > logging.DEBUG or "websockets" not in record.pathname
@@ -116,6 +124,7 @@ def keep_prompts_out() -> None:
     for name in ("uvicorn.access", "uvicorn.error"):
         if not any(isinstance(known, NoPrompts) for known in logging.getLogger(name).filters):
             logging.getLogger(name).addFilter(NoPrompts())
-    # They log bodies at DEBUG, and what a node has raised at INFO.
-    for name in ("sse_starlette", "openai", "anthropic", "httpx2", "httpcore2", "langchain_core", "langgraph"):
+    # They log bodies and scopes at DEBUG, and what a node has raised at INFO.
+    talkative = "openai", "anthropic", "httpx2", "httpcore2", "langchain_core", "langgraph"
+    for name in ("uvicorn.asgi", "sse_starlette", *talkative):
         logging.getLogger(name).setLevel(logging.WARNING)

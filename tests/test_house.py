@@ -32,7 +32,7 @@ SHARED = {
 OWNERS = {
     "aiohappyeyeballs": {"providers.connection"},
     "anthropic": {"providers.anthropic"},
-    "httptools": {"providers.connection"},
+    "httptools": {"providers.connection", "wires.server"},
     "httpx2": {"providers.endpoint", "providers.http"},
     "itsdangerous": {"wires.resource"},
     "langchain_core": {"providers.langchain", "providers.langchain_messages", "providers.runnables"},
@@ -42,9 +42,13 @@ OWNERS = {
     "prometheus_client": {"wires.operations"},
     "sse_starlette": {"wires.sse"},
     "jwt": {"wires.tokens"},
-    "uvicorn": {"command", "wires.server"},
+    "uvicorn": {"command", "wires.server", "wires.socket_server"},
     "xllamacpp": {"providers.local"},
 }
+
+
+WIRES = {name for name, owners in OWNERS.items() if any(owner.startswith("wires.") for owner in owners)}
+WIRES |= {"msgspec", "starlette"}
 
 
 class Import(NamedTuple):
@@ -143,7 +147,7 @@ def test_only_the_module_that_owns_a_dependency_imports_it(dependency: str) -> N
     ("package", "foreign"),
     [
         ("streaming", {"msgspec", "opentelemetry"}),
-        ("wires", {"msgspec", "starlette", "sse_starlette", "itsdangerous", "jwt", "prometheus_client", "uvicorn"}),
+        ("wires", WIRES),
         (
             "providers",
             {"msgspec", *OWNERS}

@@ -1,6 +1,7 @@
 """What the service prints: enough to see what happened, and never a prompt, an answer or a key."""
 
 import json
+import sys
 from urllib.parse import quote
 
 import pytest
@@ -9,12 +10,14 @@ from websockets.sync.client import connect
 from .client import DEADLINE, Client, get, post
 from .conftest import Service, Start
 
+LEAN = {"SIDESTREAM_PROVIDERS": '{"local": {"enabled": false}}'}
 PROMPT = "my-dog-is-called-Rex"
 CUT = {"model": "scripted/custom", "provider_options": '{"script":[{"say":"Hi"},{"cut":true}]}'}
 LEVELS = {
     "by default": [],
     "in full": ["--log-level", "debug"],
     "in full, by the other parser": ["--log-level", "debug", "--http", "h11"],
+    "in more than full": ["--log-level", "trace"],
 }
 
 
@@ -176,10 +179,24 @@ def test_lines_may_be_json_with_the_servers_own_among_them(start_service: Start)
     ]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_command_says_nothing_but_json_behind_its_first_words(start_service: Start, workers: str) -> None:
+    command = [sys.executable, "-c", "import command; command.main()"]
+    service = start_service("--workers", workers, command=command, SIDESTREAM_LOG_FORMAT="json", **LEAN)
+    with get(service.port, "/chat/stream", message=PROMPT, model="scripted/echo") as client:
+        list(client)
+    assert service.stop() == 0
+    words, lines = service.log.split("whoever is on this machine", 1)
+    assert "{" not in words
+    told = [json.loads(line) for line in lines.splitlines()[1:]]
+    assert {"uvicorn.error", "uvicorn.access", "sidestream"} == {line["logger"] for line in told}
+    assert PROMPT not in service.log
+
+
 def test_nothing_that_a_client_says_makes_a_line_of_its_own(start_service: Start) -> None:
     nowhere = {"use": "openai", "base_url": "http://127.0.0.1:1/v1", "api_key": "none"}
     service = start_service(SIDESTREAM_PROVIDERS=json.dumps({"down": nowhere}), SIDESTREAM_MAX_RETRIES="0")
-    for name in ("a\nrun ended: run=forged", "b\r\nforged", "c\u2028forged", "d forged\u0085forged", "e" * 500):
+    for name in ("a\nrun ended: run=forged", "b\r\nforged", "c\u2028forged", "d forged\u0085forged", "e" * 190):
         with post(service.port, "/chat/stream", message="Hi", model=f"down/{name}") as client:
             list(client)
     log = log_after(service)

@@ -33,6 +33,7 @@ from .client import DEADLINE, get, post, text
 from .conftest import Service, Start, eventually
 from .metrics import refusals_in
 from .sockets import UPGRADE, RawSocket, masked, talk
+from .test_slow_viewer import gone
 
 LATE = 0.25  # header_timeout of the service that is `hasty`, seconds
 COMMANDS = {
@@ -103,6 +104,11 @@ class Line:
         pairs = (line.decode().strip().partition(": ") for line in lines)
         headers = {name.lower(): value for name, _, value in pairs}
         return Answer(int(first.split()[1]), headers, self._file.read(int(headers["content-length"])))
+
+    def head(self) -> None:
+        """Take the head of an answer."""
+        while self._file.readline() != b"\r\n":
+            pass
 
     def rest(self) -> bytes:
         """Return what still comes, up to the end of the connection."""
@@ -451,8 +457,10 @@ def test_who_comes_when_all_places_are_taken_is_refused_and_who_was_there_is_ser
         with pytest.raises(InvalidStatus) as refusal:
             connect(f"ws://127.0.0.1:{service.port}/ws/chat", proxy=None)
         assert refusal.value.response.status_code == 503
-        with Line(service.port, HELLO) as probe:  # which is told that it lives
-            assert probe.answer().body == b"ok"
+        with Line(service.port, HELLO) as probe:  # which is told that it lives, and no more by this connection
+            answer = probe.answer()
+            assert (answer.body, answer.headers["connection"]) == (b"ok", "close")
+            assert probe.rest() == b""
         first.send(ask)
         assert first.answer().status == 200
         assert text(second.turn("again")) == "again"
@@ -466,6 +474,16 @@ def test_who_comes_when_all_places_are_taken_is_refused_and_who_was_there_is_ser
 def refusals(service: Service) -> dict[tuple[str, str], float]:
     with get(service.port, "/metrics") as client:
         return refusals_in(client.read().decode())
+
+
+def test_a_full_service_lives_below_a_path_too(start_service: Start) -> None:
+    small = "--http", "wires.server:Protocol", "--limit-concurrency", "1", "--root-path", "/x"
+    service = start_service(*small, **LEAN)
+    with Line(service.port, HELLO) as first, Line(service.port, HELLO) as second:
+        assert first.answer().body == b"ok"
+        assert second.answer().body == b"ok"
+        with Line(service.port, HELLO.replace(b"healthz", b"readyz")) as third:
+            assert third.answer().status == 503
 
 
 def _is_served(port: int, request: bytes) -> bool:
@@ -487,6 +505,114 @@ def test_whoever_is_refused_by_the_server_is_counted(start_service: Start) -> No
         ("invalid_request", ""): 1,
         ("too_large", ""): 1,
     }
+
+
+# --- Upgrades ---
+
+TURN = b'{"message": "hi", "model": "scripted/echo"}'
+OFFERS = {
+    "Java's client": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+    "curl --http2": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "of what nobody knows": b"Connection: upgrade\r\nUpgrade: something/1.0, else\r\n",
+}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 1000])
+@pytest.mark.parametrize("body", ["of a length", "in chunks"])
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+def test_who_offers_another_protocol_is_served_by_this_one(
+    server: Service, offer: bytes, body: str, pieces: int
+) -> None:
+    """Of an offer that is not taken nothing is left but the request (RFC 9110, 7.8)."""
+    length = b"Content-Length: %d\r\n\r\n%b" % (len(TURN), TURN)
+    chunks = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(TURN), TURN)
+    head = b"POST /runs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    sent = head + offer + (length if body == "of a length" else chunks)
+    size = -(-len(sent) // pieces)
+    with Line(server.port) as line:
+        for _ in range(2):
+            for place in range(0, len(sent), size):
+                line.send(sent[place : place + size])
+            answer = line.answer()
+            assert answer.status == 201, answer.body
+        line.send(HELLO.replace(b"\r\n\r\n", b"\r\n" + offer + b"\r\n") + HELLO)
+        assert [line.answer().status, line.answer().status] == [200, 200]
+
+
+def test_what_the_parser_does_not_serve_ends_without_harm(server: Service) -> None:
+    with Line(server.port, b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n") as line:
+        assert line.answer().status in (400, 403, 404, 405)
+    assert "Traceback" not in server.log
+
+
+HANDSHAKE = b"GET /ws/chat HTTP/1.1\r\nHost: 127.0.0.1\r\n%b\r\n" % b"".join(
+    f"{name}: {value}\r\n".encode() for name, value in UPGRADE.items()
+)
+HANDSHAKES = {
+    "a long header": (b"Cookie: " + b"x" * 9000 + b"\r\n\r\n", 431),
+    "many headers": (b"".join(b"X-%d: 1\r\n" % number for number in range(200)) + b"\r\n", 431),
+}
+
+
+@pytest.mark.parametrize(("rest", "status"), HANDSHAKES.values(), ids=HANDSHAKES)
+def test_a_handshake_that_the_library_does_not_take_is_answered_and_over(
+    start_service: Start, rest: bytes, status: int
+) -> None:
+    service = start(start_service)
+    with Line(service.port, HANDSHAKE[:-2] + rest) as line:
+        assert line.answer().status == status
+        assert line.rest() == b""
+    with Line(service.port, HANDSHAKE[:-2] + b"Content-Length: 5\r\n\r\nhello") as line:
+        line.rest()
+    with Line(service.port, HANDSHAKE.replace(b"/ws/chat", b"/ws/chat?system=" + b"x" * 9000)) as line:
+        assert line.answer().status == 414
+        assert service.stop() == 0
+    assert "Traceback" not in service.log
+
+
+def test_a_websocket_that_is_refused_is_no_error_of_ours(start_service: Start) -> None:
+    service = start(start_service, SIDESTREAM_API_KEYS="web:hunter2-hunter2")
+    with Line(service.port, HANDSHAKE) as line:
+        assert line.answer().status == 401
+    with Line(service.port, HANDSHAKE[:-2] + b"X-API-Key: hunter2-hunter2\r\n\r\n") as line:
+        line.head()
+        line.send(masked(b"\xff\xfe"))  # no UTF-8
+        assert b"\x03\xef" in line.rest()  # 1007
+    assert service.stop() == 0
+    assert "ERROR" not in service.log.replace("ERROR:    Invalid UTF-8 sequence received from client.", "")
+    assert "Traceback" not in service.log
+
+
+def test_pings_of_who_never_reads_are_not_answered_for_ever(start_service: Start) -> None:
+    service = start(start_service)
+    pings = (b"\x89\xfd" + bytes(4) + bytes(125)) * 500
+    with reads_nothing(service.port, HANDSHAKE) as raw, pytest.raises(ConnectionError):
+        raw.sendall(pings * 2000)  # 130 MB
+    assert "Traceback" not in service.log
+
+
+# --- Who reads nothing ---
+
+
+def reads_nothing(port: int, sent: bytes) -> socket.socket:
+    """Send requests, and take nothing of what is answered."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.connect(("127.0.0.1", port))
+    raw.sendall(sent)
+    return raw
+
+
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def test_who_takes_nothing_of_any_answer_is_cut_off(start_service: Start, loop: str) -> None:
+    service = start(start_service, loop, SIDESTREAM_SEND_TIMEOUT="0.2", SIDESTREAM_PING_INTERVAL="0")
+    with reads_nothing(service.port, DOCUMENT * 100) as raw:  # more than the kernel takes
+        eventually(lambda: gone(raw))
+    with Line(service.port, HELLO) as line:
+        assert line.answer().status == 200
+    assert "Traceback" not in service.log
 
 
 # --- What uvicorn is told --------------------------------------------------------------------------------------------
@@ -571,6 +697,62 @@ def test_uvicorn_still_has_what_is_overridden_and_read() -> None:
         assert {name for name in read if not hasattr(uvicorns, name)} == set()
         assert "method" not in uvicorns.scope
         assert uvicorns.cycle is None
+
+    asyncio.run(test())
+
+
+class Stuck(Nowhere):
+    """A transport whose other side takes nothing: it closes only by force."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = asyncio.Event()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_what_closes_and_is_not_taken_is_cut_off_however_little_it_is(version: str) -> None:
+    """Too little for the transport to ask that no more be written: `close` alone would wait for ever."""
+
+    async def test() -> None:
+        config = Config(hello, http=Protocol, log_config=None)
+        config.timeout_keep_alive = 0
+        protocol, transport = Protocol(config, ServerState(), {}, send_timeout=0.01), Stuck()
+        protocol.connection_made(transport)
+        protocol.data_received(HELLO.replace(b"1.1", version.encode()))
+        async with asyncio.timeout(DEADLINE):
+            await transport.aborted.wait()
+        assert transport.is_closed
+        protocol.connection_lost(None)
+
+    asyncio.run(test())
+
+
+class Slow(Stuck):
+    """Its other side takes something each time that one looks, and then no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [5, 4, 3, 3]
+
+    def get_write_buffer_size(self) -> int:
+        return self.sizes.pop(0)
+
+
+def test_who_takes_an_answer_slowly_is_not_cut_off_before_taking_nothing() -> None:
+    async def test() -> None:
+        protocol, transport = Protocol(Config(hello, log_config=None), ServerState(), {}, send_timeout=0.01), Slow()
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        async with asyncio.timeout(DEADLINE):
+            await transport.aborted.wait()
+        assert transport.sizes == []
+        protocol.connection_lost(None)
 
     asyncio.run(test())
 

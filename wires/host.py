@@ -70,8 +70,13 @@ class Hosts:
 
 def _is_probe(scope: Scope) -> bool:
     """Whether a probe asks, and for no more than a probe does: `/readyz?verbose` names the models."""
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path in PROBES and not scope["query_string"]
+    return path_below_root(scope) in PROBES and not scope["query_string"]
+
+
+def path_below_root(scope: Scope) -> str:
+    """Return the path of a request without that below which the app is served."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _name(host: str) -> str:

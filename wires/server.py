@@ -1,8 +1,8 @@
 """uvicorn's HTTP server with the limits that it has not, and what is set of those it has.
 
 A connection that nobody serves has a clock, always: uvicorn's own (`timeout_keep_alive`) while it idles between two
-requests, ours while the head of one is to come, or the rest of a body that nobody waits for. Else whoever sends
-nothing, or a byte a minute, would be here for ever.
+requests, ours while the head of one is to come, or the rest of a body that nobody waits for, and while its client takes
+nothing of what is sent. Else whoever sends nothing, or a byte a minute, or reads nothing would be here for ever.
 
 What it refuses itself is told to `on_refusal`, where the app's lifespan has put that into its state (ASGI, lifespan).
 
@@ -11,21 +11,28 @@ tests/test_server.py is what notices when they change.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import httptools
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
 from uvicorn import Config
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from streaming.errors import Fault, RequestError, ServiceError
+from streaming.logs import Format, JSONLines
 from streaming.settings import Settings
 
+from .host import path_below_root
 from .problem import NOT_SNIFFED, problem
+from .socket_server import SocketProtocol
 
-HEADER_TIMEOUT = 20.0  # seconds; the default of the setting
+HEADER_TIMEOUT, SEND_TIMEOUT = 20.0, 60.0  # seconds; the defaults of the settings
 MAX_HEAD = 64 * 1024  # of a request line and its headers; what a browser sends is a few KB, a prompt in a URL is more
 FAREWELL = 1.0  # for how long we listen behind a last answer, seconds
 OnRefusal = Callable[[Fault], object]
@@ -35,7 +42,8 @@ ALIVE = "/healthz"  # which a full service answers too: it must not be taken for
 def options(settings: Settings) -> dict[str, Any]:
     """Return how uvicorn is to serve: each limit that it has, on purpose."""
     return {
-        "http": partial(Protocol, header_timeout=settings.header_timeout),
+        "http": partial(Protocol, header_timeout=settings.header_timeout, send_timeout=settings.send_timeout),
+        "ws": SocketProtocol,
         "limit_concurrency": settings.max_connections or None,  # counted by Protocol, which says how
         "h11_max_incomplete_event_size": MAX_HEAD,  # uvicorn's name for it; httptools itself has no limit
         # Who waits to be accepted while the loop is busy; the system may allow fewer (net.core.somaxconn).
@@ -57,11 +65,21 @@ def options(settings: Settings) -> dict[str, Any]:
         # is decided by it.
         "proxy_headers": True,
         "access_log": True,  # without query strings, which hold prompts (streaming/logs.py)
+        "log_config": _log_config(settings.log_format),
     }
+
+
+def _log_config(form: Format) -> dict[str, Any]:
+    """Return what uvicorn configures logging by; it does so after all that we could have done."""
+    if form == "text":
+        return LOGGING_CONFIG
+    return {**LOGGING_CONFIG, "formatters": {name: {"()": JSONLines} for name in LOGGING_CONFIG["formatters"]}}
 
 
 class Protocol(HttpToolsProtocol):
     """One connection. `header_timeout`: how long a request's head may take, seconds.
+
+    Who takes nothing for twice `send_timeout` (seconds) is cut off; a viewer's own clock (viewer.py) comes before that.
 
     Of uvicorn's settings it knows two by a meaning of its own. `limit_concurrency` is how many may be connected, with
     WebSockets: who comes then is answered 503, who was there is served. (uvicorn refuses both, and no WebSocket.)
@@ -76,14 +94,17 @@ class Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         header_timeout: float = HEADER_TIMEOUT,
+        send_timeout: float = SEND_TIMEOUT,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limit_concurrency = None  # uvicorn's way
         self._header_timeout = header_timeout
         self._on_refusal: OnRefusal = app_state.get("on_refusal", lambda fault: None)
+        self._send_timeout = send_timeout
         self._max_head = config.h11_max_incomplete_event_size or MAX_HEAD
         self._size = 0  # what came since a head was complete, or a piece of a body, bytes
         self._clock: asyncio.TimerHandle | None = None
+        self._reader_clock: asyncio.TimerHandle | None = None
         self._is_one_too_many = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -91,11 +112,12 @@ class Protocol(HttpToolsProtocol):
         limit = self.config.limit_concurrency
         if limit and len(self.connections) > limit:
             self._is_one_too_many = True
-            self.app = partial(_turn_away, self.app, self._on_refusal)
+            self.app = partial(_turn_away, self._on_refusal)
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        self._stop_reader_clock()
         if self.timeout_keep_alive_task is not None:  # uvicorn's own, which it forgets after a reset
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
@@ -103,13 +125,38 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what came. Of two requests in one read the second's head counts from the next read on."""
         self._size += len(data)
+        self._data = data
         super().data_received(data)
         if self._size > self._max_head:
             self._refuse(_too_large(self._max_head))
         elif self._clock is None and self.cycle is not None and self.cycle.response_complete:
             self._start_clock()
 
+    @property
+    def _declines(self) -> bool:
+        """Whether a request may do without the upgrade that it offers, of which we have none: `h2c`, above all.
+
+        CONNECT is the parser's own kind of upgrade, with nothing to do instead.
+        """
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT" and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Serve it without (RFC 9110, 7.8): uvicorn would, but for the body, which its parser leaves to the upgrade."""
+        if self._declines:
+            rest = self._data[cast("httptools.HttpParserUpgrade", sys.exception()).args[0] :]
+            lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+            lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self._size = 0
+            self.data_received(b"\r\n".join([*lines, b"", rest]))
+
+    def on_message_complete(self) -> None:
+        if not self._declines:
+            super().on_message_complete()
+
     def on_headers_complete(self) -> None:
+        if self._declines:
+            return
         self._stop_clock()
         if self._size > self._max_head and self._head_size() > self._max_head:
             self._refuse(_too_large(self._max_head))
@@ -128,11 +175,43 @@ class Protocol(HttpToolsProtocol):
         if self._is_one_too_many:
             self._refuse(_overloaded())
             return
+        self._stop_reader_clock()
         super().handle_websocket_upgrade()
         self.cycle = None  # type: ignore[assignment]  # of a request before: the connection is served now
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(RequestError("invalid_request", msg))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_reader_clock()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():  # which waits until all is taken
+            self._wait_for_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._wait_for_reader()
+
+    def _wait_for_reader(self, left: int | None = None) -> None:
+        """Cut off who takes nothing: of whom as much is `left` to take as there was the last time."""
+        self._stop_reader_clock()
+        size = self.transport.get_write_buffer_size()
+        if left is not None and size >= left:
+            self.transport.abort()
+        elif size:
+            self._reader_clock = self.loop.call_later(2 * self._send_timeout, self._wait_for_reader, size)
+
+    def _stop_reader_clock(self) -> None:
+        if self._reader_clock is not None:
+            self._reader_clock.cancel()
+            self._reader_clock = None
 
     def _start_clock(self) -> None:
         self._clock = self.loop.call_later(self._header_timeout, self._be_late)
@@ -190,12 +269,13 @@ def _overloaded() -> Fault:
     return ServiceError("overloaded", text, headers={"Connection": "close"}, limit="max_connections")
 
 
-async def _turn_away(app: ASGIApp, on_refusal: OnRefusal, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["path"] != ALIVE:
+async def _turn_away(on_refusal: OnRefusal, scope: Scope, receive: Receive, send: Send) -> None:
+    answer: Response = PlainTextResponse("ok", headers={"Connection": "close"})
+    if path_below_root(scope) != ALIVE:
         fault = _overloaded()
         on_refusal(fault)
-        app = problem(fault)
-    await app(scope, receive, send)
+        answer = problem(fault)
+    await answer(scope, receive, send)
 
 
 def _last_answer(fault: Fault, default_headers: list[tuple[bytes, bytes]]) -> bytes:

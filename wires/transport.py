@@ -4,6 +4,7 @@ Returning from the app would not do: the server would wait, for ever, to flush w
 no word for hanging up, so this reaches for the server's transport, where there is one (uvicorn's protocols).
 """
 
+import asyncio
 import logging
 
 from starlette.types import Receive
@@ -15,9 +16,10 @@ GONE = (RuntimeError, OSError)  # what it raises where the connection is gone; u
 logger = logging.getLogger("sidestream")
 
 
-def let_go(receive: Receive, run_id: str, seconds: float) -> None:
+async def let_go(receive: Receive, run_id: str, seconds: float) -> None:
     """Hang up on the viewer whose `receive` this is, dropping what is buffered for it; it may come back and resume."""
     logger.warning("run %s: a viewer took nothing for %g s and was let go", run_id, seconds)
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
     if transport is not None:
         transport.abort()
+        await asyncio.sleep(0)  # the server hears of it a turn later, and would call our return before that an error

@@ -79,7 +79,7 @@ class Viewer:
         task = self._task
         del self._task  # whose exception holds its frames, which hold us
         if self._stalled:
-            let_go(receive, self._run.id, self._send_timeout)
+            await let_go(receive, self._run.id, self._send_timeout)
         elif not task.cancelled():
             task.result()
 
