@@ -86,27 +86,20 @@ class Service:
             self.tracing.run_ended(run)
         log_run(run)
 
-    def _begin(self, run: Run) -> None:
-        """Start a run, unless it was; in a span of its own where runs are traced."""
+    def _begin(self, request: HTTPConnection, run: Run) -> None:
+        """Start the run of a request, unless it was; in a span of its own where runs are traced."""
         if self.tracing and not run.started:
-            with self.tracing.beginning(run):
+            with self.tracing.beginning(run, request.headers.items()):
                 self.runs.begin(run)
         else:
             self.runs.begin(run)
-
-    def _caller(self, request: HTTPConnection) -> Caller:
-        """Return whose request it is, whose trace the runs belong to that it begins."""
-        caller = self.intake.caller(request)
-        if self.tracing:
-            self.tracing.receive(request.headers.items())
-        return caller
 
     async def chat(self, request: Request, *, default: str | None = None, ndjson: bool = False) -> Response:
         """Run and follow in one request, by POST or (for an EventSource) by GET; with an event id, follow only.
 
         `default` is the model of a request that names none, in place of the service's.
         """
-        caller = self._caller(request)
+        caller = self.intake.caller(request)
         provider = request.path_params.get("name")
         if provider is not None:
             self.providers.check(provider)
@@ -123,13 +116,13 @@ class Service:
 
     async def create_run(self, request: Request) -> Response:
         """Start a run that is followed by other requests, which may come and go."""
-        caller = self._caller(request)
+        caller = self.intake.caller(request)
         if last_event_id(request.headers, request.query_params):
             text = "A request with an event id starts no run; follow one at /runs/<id>/events."
             raise RequestError("invalid_request", text, field="last_event_id")
         left = self.intake.spend(caller)
         run = await self.intake.posted(request, caller, linger=self.settings.linger)
-        self._begin(run)
+        self._begin(request, run)
         path = path_of(request.scope, run)
         return json_response(self.intake.links.created(run, path), 201, Location=path, **left)
 
@@ -156,7 +149,7 @@ class Service:
         ndjson = ndjson or lines.MEDIA_TYPE in request.headers.get("accept", "").lower()
         viewer = Viewer(
             run,
-            partial(self._begin, run),
+            partial(self._begin, request, run),
             lines.FORM if ndjson else self.event_form,
             after=after,
             ping_interval=self.settings.ping_interval,
@@ -171,12 +164,12 @@ class Service:
     async def websocket(self, socket: WebSocket) -> None:
         """Many turns over one socket."""
         try:
-            caller = self._caller(socket)
+            caller = self.intake.caller(socket)
             seen = lost_at(socket.query_params)
             conversation = Conversation(
                 socket,
                 partial(self._next_turn, socket, caller),
-                self._begin,
+                partial(self._begin, socket),
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
                 lost=(self.runs.find(seen.run, caller.owner), seen) if seen else None,

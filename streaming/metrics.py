@@ -46,6 +46,11 @@ class Who(NamedTuple):
     model: str
 
 
+def label_of(run: Run, models: Collection[str]) -> str:
+    """Return the name of a run's model where it is one of `models`."""
+    return run.answer.model if f"{run.answer.provider}/{run.answer.model}" in models else OTHER
+
+
 class Metrics:
     """The counters of this process. `models` are those that have labels of their own, as `provider/model`."""
 
@@ -81,11 +86,8 @@ class Metrics:
         if run.queued_ms is not None:
             self.waits.observe(run.queued_ms / 1000)
         if run.has_asked:
-            self._measure(run, self._who(run), terminal.code if isinstance(terminal, Error) else "")
-
-    def _who(self, run: Run) -> Who:
-        known = f"{run.answer.provider}/{run.answer.model}" in self.models
-        return Who(run.answer.provider, run.answer.model if known else OTHER)
+            who = Who(run.answer.provider, label_of(run, self.models))
+            self._measure(run, who, terminal.code if isinstance(terminal, Error) else "")
 
     def _measure(self, run: Run, who: Who, error: str) -> None:
         usage, first, whole = run.answer.usage, run.ttft_ms, run.latency_ms

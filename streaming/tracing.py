@@ -29,7 +29,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from .conventions import answered, asked, prompted, told
 from .errors import SettingsError
 from .events import Error
-from .metrics import OTHER
+from .metrics import label_of
 from .run import Run
 
 logger = logging.getLogger("sidestream")
@@ -67,22 +67,16 @@ class Tracing:
         self._open: dict[str, _Open] = {}
         self.models: Collection[str] = ()
 
-    def receive(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Let the runs that are begun in this task belong to the trace of a request, unless they do to another."""
-        if trace.get_current_span().get_span_context().is_valid:
-            return
-        carrier: dict[str, str] = {}
-        for name, value in headers:
-            if name in PROPAGATOR.fields:
-                carrier[name] = f"{carrier[name]},{value}" if name in carrier else value
-        context.attach(PROPAGATOR.extract(carrier, context.get_current()))
-
     @contextmanager
-    def beginning(self, run: Run) -> Iterator[None]:
-        """Begin the span of a run that is begun in here: what its task does belongs to the span, too."""
-        began = time.time_ns()
-        span = self._tracer.start_span(self._name(run), None, SpanKind.CLIENT, asked(run), start_time=began)
-        inside = trace.set_span_in_context(span)
+    def beginning(self, run: Run, headers: Iterable[tuple[str, str]]) -> Iterator[None]:
+        """Begin the span of a run that is begun in here: what its task does belongs to the span, too.
+
+        Its parent is the span that is open here (some other instrumentation's), or else the one that the `headers` of
+        the request name. Nothing is left behind in the request's task, whose context a server may give to the next.
+        """
+        began, parent = time.time_ns(), _parent(headers)
+        span = self._tracer.start_span(self._name(run), parent, SpanKind.CLIENT, asked(run), start_time=began)
+        inside = trace.set_span_in_context(span, parent)
         carrier: dict[str, str] = {}
         PROPAGATOR.inject(carrier, inside)
         run.answer.trace = [(name.encode(), value.encode()) for name, value in carrier.items()]
@@ -122,8 +116,7 @@ class Tracing:
         span.end(opened.at(asyncio.get_running_loop().time()))
 
     def _name(self, run: Run) -> str:
-        known = f"{run.answer.provider}/{run.answer.model}" in self.models
-        return f"chat {run.answer.model if known else OTHER}"
+        return f"chat {label_of(run, self.models)}"
 
     async def close(self) -> None:
         """Send what is not sent yet; return once that is done, or after CLOSE_TIMEOUT."""
@@ -141,6 +134,17 @@ class Tracing:
         threading.Thread(target=send, name="tracing", daemon=True).start()
         if not (await asyncio.wait((sent,), timeout=CLOSE_TIMEOUT))[0]:
             logger.warning("tracing: not all spans could be sent within %g s", CLOSE_TIMEOUT)
+
+
+def _parent(headers: Iterable[tuple[str, str]]) -> context.Context:
+    here = context.get_current()
+    if trace.get_current_span(here).get_span_context().is_valid:
+        return here
+    carrier: dict[str, str] = {}
+    for name, value in headers:
+        if name in PROPAGATOR.fields:
+            carrier[name] = f"{carrier[name]},{value}" if name in carrier else value
+    return PROPAGATOR.extract(carrier, here)
 
 
 def _provider() -> TracerProvider:

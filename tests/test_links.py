@@ -52,9 +52,9 @@ def refusal(links: Links, run: Run, query: Mapping[str, str]) -> tuple[str, str 
 
 
 def test_a_url_says_until_when_it_is_good_and_is_good_until_then() -> None:
-    links, run = Links(SECRET, KEEP), new_run(created=time.time() - 659.5)
+    links, run = Links(SECRET, KEEP), new_run(created=time.time() - 719.5)
     created = links.created(run, f"/runs/{run.id}")
-    assert 0 <= created["expires"] - (run.created + 600 + KEEP) < 1
+    assert 0 <= created["expires"] - (run.created + 60 + 600 + KEEP) < 1
     for url in (created["events_url"], created["status_url"]):
         assert query_of(url).keys() == {"expires", "signature"}
         assert query_of(url)["expires"] == str(created["expires"])
@@ -62,7 +62,7 @@ def test_a_url_says_until_when_it_is_good_and_is_good_until_then() -> None:
 
 
 def test_a_url_is_refused_when_its_time_is_over() -> None:
-    links, run = Links(SECRET, KEEP), new_run(created=time.time() - 662)
+    links, run = Links(SECRET, KEEP), new_run(created=time.time() - 722)
     query = query_of(links.signed(run, "/runs/x"))
     assert refusal(links, run, query) == ("The signature has expired.", "expires")
     later = {**query, "expires": str(int(time.time()) + 1000)}

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -555,12 +554,11 @@ def test_whatever_comes_in_only_a_trace_goes_out(tracing: Tracing) -> None:
     def test(headers: list[tuple[str, str]]) -> None:
         async def ask() -> list[tuple[bytes, bytes]]:
             run = a_run()
-            tracing.receive([("traceparent", TRACEPARENT), *headers][len(headers) % 2 :])
-            with tracing.beginning(run):
+            with tracing.beginning(run, [("traceparent", TRACEPARENT), *headers][len(headers) % 2 :]):
                 pass
             return list(run.answer.trace)
 
-        for name, value in copy_context().run(asyncio.run, ask()):
+        for name, value in asyncio.run(ask()):
             assert name in (b"traceparent", b"tracestate")
             assert value.decode("ascii").isprintable()
 
@@ -573,9 +571,21 @@ def test_half_of_a_surrogate_pair_is_told_as_what_utf_8_has_for_it() -> None:
     assert [said[name] for name in names] == ["?", "a?", ["?", "b"]]
 
 
+def test_each_of_two_requests_of_a_connection_belongs_to_its_own_trace(traced: Service, upstream: Upstream) -> None:
+    """A server may begin the second in the context of the first, as uvicorn does when they come together."""
+    traces = ["1" * 32, "2" * 32]
+    head = "GET /openai/stream?message=Hi HTTP/1.1\r\nHost: 127.0.0.1"
+    asked = "".join(f"{head}\r\ntraceparent: 00-{trace}-{PARENT}-01\r\n\r\n" for trace in traces)
+    upstream.stream(*OPENAI.opening, *OPENAI.ending)
+    upstream.stream(*OPENAI.opening, *OPENAI.ending)
+    with by_hand(traced.port, asked.encode()):
+        told = [upstream.request().headers["traceparent"].split("-")[1] for _ in traces]
+    assert told == traces
+
+
 def test_a_run_for_which_there_is_no_place_leaves_no_span_behind(tracing: Tracing) -> None:
     def refuse(run: Run) -> None:
-        with tracing.beginning(run):
+        with tracing.beginning(run, ()):
             assert len(tracing._open) == 1
             raise ServiceError("overloaded", "There is no place.")
 

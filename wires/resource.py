@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from itsdangerous import Signer
 from starlette.responses import Response
@@ -35,7 +36,7 @@ class Links:
 
     def expires(self, run: Run) -> int:
         """Return when the run is over and forgotten at the latest, in seconds of the Unix epoch."""
-        return math.ceil(run.created + run.limits.run_timeout + self._keep)
+        return math.ceil(run.created + run.limits.queue_timeout + run.limits.run_timeout + self._keep)
 
     def signed(self, run: Run, path: str) -> str:
         """Return a path below the run's with a signature for the run."""
@@ -76,7 +77,7 @@ def json_response(value: Mapping[str, Any], status_code: int = 200, **headers: s
 
 def path_of(scope: Mapping[str, Any], run: Run) -> str:
     """Return the path of a run as the caller of this service knows it."""
-    return f"{scope.get('root_path', '').rstrip('/')}/runs/{run.id}"
+    return f"{quote(scope.get('root_path', '').rstrip('/'))}/runs/{run.id}"
 
 
 def status(run: Run) -> RunStatus:
