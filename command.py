@@ -54,10 +54,23 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="sidestream", description="Stream LLM answers as named server-sent events.")
     parser.add_argument("--host", help="address to listen on (SIDESTREAM_HOST; default: 127.0.0.1)")
     parser.add_argument("--port", help="port to listen on (SIDESTREAM_PORT, PORT; default: 8000)")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default: %(default)s)")
+    parser.add_argument("--workers", type=_number, default=1, help="worker processes (default: %(default)s)")
     parser.add_argument("--reload", action="store_true", help="restart when the code changes")
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (SIDESTREAM_CONFIG)")
-    return parser.parse_args()
+    parser.add_argument("--version", action="store_true", help="say which this is, and end")
+    options = parser.parse_args()
+    if options.version:
+        from wires.openapi import version  # here, since it takes a while
+
+        print(f"Sidestream {version()}")
+        sys.exit()
+    return options
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a number from 1 on")
+    return int(text)
 
 
 def _leave(sign: int, frame: FrameType | None) -> None:
@@ -88,7 +101,7 @@ def said(service: Service, workers: int) -> Iterator[str]:
     yield f"providers    {', '.join(service.providers.names)}"
     if service.providers.runnables:
         yield f"graphs       {', '.join(service.providers.runnables)}"
-    yield f"default      {service.providers.default}"
+    yield f"default      {service.providers.default_name}"
     yield f"access       {_who(service.access, host)}"
 
 

@@ -44,9 +44,17 @@ class Intake:
         owner = self._access.owner(request)
         return Caller(owner, upstream_key(request.headers, allowed=self.settings.allow_upstream_keys))
 
-    def spend(self, caller: Caller) -> dict[str, str]:
-        """Count a request that begins a run; return the headers that tell how many are left."""
+    def spend(self, caller: Caller, request: Request | None = None) -> dict[str, str]:
+        """Count a request for a run (of a socket: a turn), a bad one too; return the headers that tell what is left.
+
+        Who asks for the same run again, by its Idempotency-Key, has nothing to pay, nor who wants a head alone.
+        """
+        if request and (request.method == "HEAD" or self._is_again(request, caller)):
+            return {}
         return self._quota.spend(caller.owner)
+
+    def _is_again(self, request: Request, caller: Caller) -> bool:
+        return request.method == "POST" and self.runs.knows(caller.owner, idempotency_key(request.headers))
 
     def find(self, request: Request) -> Run:
         """Return the run of a path: its owner's, or whosever it is where the URL is signed for it."""

@@ -8,7 +8,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings, load
 from wires import ndjson as lines
-from wires.access import Access, Caller
+from wires.access import Access, Caller, Subject
 from wires.chat import ChatRequest, decode_query
 from wires.event_id import EventId, last_event_id, position
 from wires.host import Hosts
@@ -68,7 +68,7 @@ class Service:
         self.providers = providers
         self.access = access
         self.garbage = Collector(is_quiet=lambda: not len(self.runs))
-        self.metrics = Metrics([str(model) for model in providers.catalogue()])
+        self.metrics = Metrics(providers.named)
         self.tracing = tracing
         if tracing:
             tracing.models = self.metrics.models
@@ -105,7 +105,7 @@ class Service:
             self.providers.check(provider)
         if seen := last_event_id(request.headers, request.query_params):
             return self._follow(request, self.runs.find(seen.run, caller.owner), seen, ndjson=ndjson)
-        left = self.intake.spend(caller)
+        left = self.intake.spend(caller, request)
         if request.method == "POST":
             run = await self.intake.posted(request, caller, provider, default, linger=0)
         else:
@@ -120,7 +120,7 @@ class Service:
         if last_event_id(request.headers, request.query_params):
             text = "A request with an event id starts no run; follow one at /runs/<id>/events."
             raise RequestError("invalid_request", text, field="last_event_id")
-        left = self.intake.spend(caller)
+        left = self.intake.spend(caller, request)
         run = await self.intake.posted(request, caller, linger=self.settings.linger)
         self._begin(request, run)
         path = path_of(request.scope, run)
@@ -178,6 +178,7 @@ class Service:
         except Fault as fault:
             await socket.send_denial_response(self._refusal(fault))
             return
+        self.metrics.resumes += seen is not None
         self.conversations.add(conversation)
         try:
             await conversation.serve()
@@ -206,6 +207,7 @@ class Service:
         self.access.owner(request)
         known = [(str(model), model.provider) for model in self.providers.catalogue()]
         known += [(alias, "sidestream") for alias in self.providers.aliases]
+        known.sort(key=lambda one: one[0] != self.providers.default_name)  # which may be an alias
         data = [{"id": name, "object": "model", "created": self.started, "owned_by": owner} for name, owner in known]
         return JSONResponse({"object": "list", "data": data})
 
@@ -319,15 +321,21 @@ def app_of(service: Service) -> Starlette:
 def create_service(environ: Mapping[str, str]) -> Service:
     """Read the settings, find the providers and who may use them. Raises SettingsError with every bad value of all."""
     settings, problems = load(environ)
-    parts: list[Any] = []
-    for make in (partial(_providers, settings, environ), partial(_access, settings), partial(_tracing, settings)):
+    makes = partial(_providers, settings, environ), partial(_access, settings), partial(_tracing, settings)
+    return Service(settings, *_all(*makes, problems=problems))
+
+
+def _all(*makes: Callable[[], Any], problems: Sequence[str] = ()) -> list[Any]:
+    """Make all of them. Raises SettingsError with the problems of each."""
+    made, found = [], [*problems]
+    for make in makes:
         try:
-            parts.append(make())
+            made.append(make())
         except SettingsError as exc:
-            problems += exc.problems
-    if problems:
-        raise SettingsError(*problems)
-    return Service(settings, *parts)
+            found += exc.problems
+    if found:
+        raise SettingsError(*found)
+    return made
 
 
 def _providers(settings: Settings, environ: Mapping[str, str]) -> Providers:
@@ -335,15 +343,20 @@ def _providers(settings: Settings, environ: Mapping[str, str]) -> Providers:
 
 
 def _access(settings: Settings) -> Access:
-    subject = None
-    if settings.jwt_secret or settings.jwt_keys_file:
-        try:
-            from wires.tokens import Tokens  # here, since most do without
-        except ImportError:
-            raise SettingsError("jwt_secret, jwt_keys_file: they need the extra: sidestream[jwt]") from None
-        of = settings.jwt_secret, settings.jwt_keys_file, settings.jwt_audience, settings.jwt_issuer
-        subject = Tokens(*of).subject
-    return Access(settings.api_keys, settings.api_keys_file, subject, settings.jwt_cookie)
+    keys = partial(Access, settings.api_keys, settings.api_keys_file, settings.jwt_cookie)
+    access: Access
+    access, access.subject = _all(keys, partial(_subject, settings))
+    return access
+
+
+def _subject(settings: Settings) -> Subject | None:
+    if not (settings.jwt_secret or settings.jwt_keys_file):
+        return None
+    try:
+        from wires.tokens import Tokens  # here, since most do without
+    except ImportError:
+        raise SettingsError("jwt_secret, jwt_keys_file: they need the extra: sidestream[jwt]") from None
+    return Tokens(settings.jwt_secret, settings.jwt_keys_file, settings.jwt_audience, settings.jwt_issuer).subject
 
 
 def _tracing(settings: Settings) -> "Tracing | None":

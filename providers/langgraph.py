@@ -82,8 +82,11 @@ REFUSING = (
 class _OfGraph(Translation):
     """What a graph streams; `titles` are those of the schemas that it holds its input against."""
 
-    def __init__(self, what: str, titles: Collection[str]) -> None:
+    def __init__(self, what: str, titles: Collection[str], request: RunRequest) -> None:
         super().__init__(what)
+        self._request = request
+        kept, thread = request.kept_as, request.thread_id
+        self._threads = {kept: thread} if kept and thread else {}  # told as its owner calls it, not as it is kept
         self._titles = titles
         self._asked: set[str] = set()
         self._waits = False
@@ -120,8 +123,8 @@ class _OfGraph(Translation):
 class Parts(_OfGraph):
     """`{type, ns, data}` of its stream modes -> events."""
 
-    def __init__(self, what: str, titles: Collection[str], modes: Sequence[str]) -> None:
-        super().__init__(what, titles)
+    def __init__(self, what: str, titles: Collection[str], request: RunRequest, modes: Sequence[str]) -> None:
+        super().__init__(what, titles, request)
         self.modes = modes
 
     def feed(self, part: Any) -> Iterator[Item]:
@@ -135,7 +138,7 @@ class Parts(_OfGraph):
             if changed and mode in self.modes:
                 yield Updates(ns, plain(changed))
         elif mode in self.modes:
-            yield EVENTS[mode](ns, _without_words(plain(data)))
+            yield EVENTS[mode](ns, _without_words(plain(data, self._threads)))
         yield from self.tally.news()
 
 
@@ -152,16 +155,12 @@ def _without_words(data: Any) -> Any:
 class Inside(_OfGraph):
     """`astream_events` -> those events that were asked for. The graph's own tell of interrupts."""
 
-    def __init__(self, what: str, titles: Collection[str], request: RunRequest) -> None:
-        super().__init__(what, titles)
-        self._request = request
-
     def feed(self, part: Any) -> Iterator[Item]:
         chunk = part["data"].get("chunk")
         if not part["parent_ids"] and isinstance(chunk, dict) and WAITING in chunk:
             yield from self.interrupts(chunk[WAITING], outermost=True)
         if self._wants(part):
-            yield Events((), plain(part))
+            yield Events((), plain(part, self._threads))
         yield from self.tally.news()
 
     def _wants(self, part: Any) -> bool:
@@ -206,7 +205,7 @@ class _Graph:
         if request.events:
             return followed(worker, *self._inside(request), ended)
         modes = [request.stream_mode] if isinstance(request.stream_mode, str) else request.stream_mode or DEFAULT
-        parts = Parts(self.what, self.intake.titles, modes)
+        parts = Parts(self.what, self.intake.titles, request, modes)
         stream = self.pregel.stream if self.blocks else self.pregel.astream
         return followed(worker, partial(self._open, stream, request, parts), parts, ended, blocks=self.blocks)
 

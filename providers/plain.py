@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -16,18 +17,20 @@ MOST = 1_000_000  # values in all: what holds the same thing twice at each level
 SO_ON = "(and so on)"
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, names: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Return JSON's own types for any value, as a copy: what JSON cannot hold becomes text where it stands.
 
-    Never raises. Of an exception only its type is told: its words may hold anything.
+    Never raises. Of an exception only its type is told: its words may hold anything. A text that is one of `names` is
+    told by the other one.
     """
-    return _Copy().of(value)
+    return _Copy(names).of(value)
 
 
 class _Copy:
     """One copy being made. Types are asked, not values: what a value says of itself may be wrong, or raise."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
         self._left = MOST
         self._path: list[int] = []  # what the value at hand is in
 
@@ -37,7 +40,8 @@ class _Copy:
         if value is None or kind is bool:
             return value
         if issubclass(kind, str):
-            return str.__str__(value)
+            text = str.__str__(value)
+            return self._names.get(text, text)
         try:
             if issubclass(kind, int):
                 number = int.__index__(value)

@@ -149,9 +149,11 @@ class Providers:
         self.default = next(iter(self.catalogue()), None)
         problems += [problem for name, models in aliases.items() for problem in self._take_alias(name, models)]
         self._default = Choice((self.default,)) if self.default else None
+        self.default_name = ""  # as one would ask for it
         try:
             self._default = self.choose(default)
             self.default = self._default.models[0]
+            self.default_name = default if default in self._aliases else str(self.default)
         except RequestError as exc:
             problems.append(f"model: {exc.text}")
         if problems:
@@ -210,6 +212,12 @@ class Providers:
         models = [Model(name, model) for name, entry in self._entries.items() for model in entry.models]
         first = [self.default] if self.default else []
         return first + [model for model in models if model != self.default]
+
+    @property
+    def named(self) -> set[str]:
+        """The models that the configuration names, by themselves or in an alias."""
+        of_aliases = [model for choice in self._aliases.values() for model in choice.models]
+        return {str(model) for model in (*self.catalogue(), *of_aliases)}
 
     def choose(self, asked: str | list[str] | Fallbacks | None, fixed: str | None = None) -> Choice:
         """Find all who are meant: by an alias, or by names of which each is `resolve`'s. Raises RequestError."""

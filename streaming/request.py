@@ -214,7 +214,11 @@ class ProviderSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 MAX_CANDIDATES = 10
-ModelNames = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_CANDIDATES)]
+LONGEST_NAME = 200  # of a model, as it is asked for, characters: what was asked of late is kept by name
+ModelName = Annotated[str, Meta(max_length=LONGEST_NAME)]
+ModelNames = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]], Meta(min_length=1, max_length=MAX_CANDIDATES)
+]
 
 
 class Fallbacks(Struct, frozen=True, forbid_unknown_fields=True):

@@ -76,6 +76,10 @@ class Runs:
             self._keys[owner, key] = run, asked
         return run
 
+    def knows(self, owner: str, key: str) -> bool:
+        """Whether an idempotency key stands for a run already."""
+        return (owner, key) in self._keys
+
     def begin(self, run: Run) -> None:
         """Start a run, unless it was, at once or when its place is free.
 

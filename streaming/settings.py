@@ -28,6 +28,11 @@ Host = Annotated[str, Meta(pattern=r"^(?:\*|(?:\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-
 Count = Annotated[int, Meta(ge=0)]
 TARGET = re.compile(r"[\w.]+:\w+")
 # A name, by which a key is told from others, and the key itself: what a header can hold, and no comma.
+# Where a pattern says less than an example.
+EXAMPLES = {
+    "allowed_origins": "; an origin is `https://app.example`, without a path, not even `/`",
+    "allowed_hosts": "; a name is `app.example`, without a scheme or a port",
+}
 API_KEY = re.compile(r"([A-Za-z0-9._-]{1,100}):([!-+\--~]+)")
 Doc = Meta
 LISTS = {"allowed_hosts", "allowed_origins", "api_keys"}
@@ -225,7 +230,7 @@ def load(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
         try:
             values[name] = _convert(raw, fields[name])
         except (msgspec.ValidationError, msgspec.DecodeError) as exc:
-            problems.append(f"{source}: {exc}")
+            problems.append(f"{source}: {exc}{EXAMPLES.get(name, '') if 'regex' in str(exc) else ''}")
     settings = Settings(**values)
     if settings.linger > settings.max_linger:
         if "linger" in values:

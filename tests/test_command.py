@@ -1,12 +1,14 @@
 """The command `sidestream`, as a person starts it: what it prints, what it refuses, how it ends."""
 
 import asyncio
+import json
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,32 @@ def test_a_config_file_adds_providers_and_settings(start_service: Start, tmp_pat
     assert "default      ollama/llama3.2\n" in service.log
     with get(service.port, message="hi", model="scripted/unicode") as client:
         assert client.read().startswith(b"retry: 50\n\n")
+
+
+def test_a_default_that_is_an_alias_is_told_by_its_name(start_service: Start) -> None:
+    models = {"SIDESTREAM_MODELS": '{"quick": ["scripted/cut", "scripted/hello"]}', "SIDESTREAM_MODEL": "quick"}
+    service = start_service(command=COMMAND, **LEAN, **models)
+    assert "default      quick\n" in service.log
+    with get(service.port, "/v1/models") as client:
+        names = [model["id"] for model in json.loads(client.read())["data"]]
+    assert names[0] == "quick"
+    assert len(names) == len(set(names))
+    with get(service.port, message="hi", model=names[0]) as client:
+        assert client.until("done").data["model"] == "hello"
+
+
+def test_it_tells_its_version_and_ends() -> None:
+    ended = subprocess.run([*COMMAND, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"Sidestream {metadata.version('sidestream')}\n", "")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
+def test_a_number_of_workers_that_is_none_is_refused(number: str) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "--workers", number], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert ended.returncode == 2
+    assert "--workers: a number from 1 on" in ended.stderr
 
 
 def refused(*options: str, **environ: str) -> str:

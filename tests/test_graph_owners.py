@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from .client import post
 from .conftest import Service, Start
 
@@ -28,6 +30,15 @@ def test_a_thread_is_its_owners(start_service: Start) -> None:
     assert again[-1][0] == "done"
     assert again[-1][1]["finish_reason"] == "stop"
     assert "swordfish" in json.dumps(again)
+
+
+@pytest.mark.parametrize("how", [{"stream_mode": ["checkpoints", "debug", "tasks"]}, {"events": True}], ids=str)
+def test_a_thread_is_told_as_its_owner_calls_it(start_service: Start, how: dict[str, Any]) -> None:
+    service = start_service(SIDESTREAM_GRAPHS=GRAPHS, SIDESTREAM_API_KEYS="one:key-1")
+    with post(service.port, "/asking/stream", ONE, message="Hi", thread_id="t", **how) as client:
+        told = json.dumps([event.data for event in client])
+    assert '"thread_id": "t"' in told
+    assert "key:one" not in told
 
 
 def test_no_name_of_a_thread_leads_to_anothers(start_service: Start) -> None:

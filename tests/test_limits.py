@@ -158,6 +158,23 @@ def test_who_asks_too_often_is_429_and_each_answer_tells_what_is_left() -> None:
     run(test())
 
 
+def test_the_same_request_again_costs_nothing_and_a_bad_one_what_any_does() -> None:
+    async def test() -> None:
+        app = await make_app(SIDESTREAM_RATE_LIMIT="2")
+        again = {"content-type": "application/json", "idempotency-key": "k"}
+        body = b'{"message":"hi","model":"scripted/hello","linger":60}'
+        posted = [await ask(app, "POST", "/runs", headers=again, body=body) for _ in range(5)]
+        assert [answer.status for answer in posted] == [201] * 5
+        assert ["ratelimit" in answer.headers for answer in posted] == [True, *[False] * 4]
+        target = "/chat/stream?message=hi&model=scripted/hello"
+        assert [(await ask(app, "HEAD", target)).status for _ in range(3)] == [200] * 3
+        assert (await ask(app, "GET", "/chat/stream?temperature=x")).status == 400
+        assert problem(await ask(app, "GET", target, headers=again))[:2] == (429, "rate_limited"), "a GET has no key"
+        await service_of(app).runs.wait()
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("settings", "body", "limit"),
     [

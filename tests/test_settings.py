@@ -412,6 +412,18 @@ def test_bad_settings_and_bad_providers_come_in_one_message() -> None:
     )
 
 
+def test_every_file_that_is_bad_is_named() -> None:
+    files = dict.fromkeys(("SIDESTREAM_API_KEYS_FILE", "SIDESTREAM_JWT_KEYS_FILE"), "/nonexistent")
+    with pytest.raises(SettingsError) as raised:
+        create_service({**files, "SIDESTREAM_ALLOWED_ORIGINS": "https://app.example/"})
+    assert [problem.partition(": ")[0] for problem in raised.value.problems] == [
+        "SIDESTREAM_ALLOWED_ORIGINS",
+        "api_keys_file",
+        "jwt_keys_file",
+    ]
+    assert raised.value.problems[0].endswith("an origin is `https://app.example`, without a path, not even `/`")
+
+
 def test_bad_settings_alone_are_told_too() -> None:
     with pytest.raises(SettingsError, match="SIDESTREAM_RETRY_MS"):
         create_service({"SIDESTREAM_RETRY_MS": "x"})

@@ -240,9 +240,23 @@ def test_without_an_audience_of_ours_a_token_for_somebody_is_not_for_us() -> Non
     assert tokens.subject(token(claims(aud=AUDIENCE))) is None
 
 
-@pytest.mark.parametrize("name", ["ann", "key:web", "ann@example.com", " ", "\u2028", "\ud800", "a" * 1000])
+@pytest.mark.parametrize("name", ["ann", "key:web", "ann@example.com", " ", "\u2028", "a" * 1000])
 def test_a_subject_is_whatever_its_issuer_calls_it(name: str) -> None:
     assert Tokens(SECRET).subject(token(claims(sub=name))) == name
+
+
+def test_what_is_no_text_is_nobodys_name() -> None:
+    """JSON can name half of a surrogate pair, which no header, no log and no file could hold."""
+    assert Tokens(SECRET).subject(token(claims(sub="a\ud800"))) is None
+
+
+@pytest.mark.parametrize("kid", [None, "ES256"])
+def test_two_keys_of_one_name_stop_the_start(tmp_path: Path, kid: str | None) -> None:
+    """Only one of them would count."""
+    path = tmp_path / "keys"
+    path.write_text(jwks(jwk("RS256", kid=kid), jwk("ES256", kid=kid)))
+    with pytest.raises(SettingsError, match="two of its keys have the same `kid`, or none"):
+        Tokens("", str(path))
 
 
 def test_a_secret_need_not_be_text() -> None:

@@ -20,6 +20,7 @@ from streaming.settings import check_keys
 from .mounted import Mounted
 
 Digests = Mapping[bytes, str]
+Subject = Callable[[str], str | None]  # of a token, if it counts
 UPSTREAM_KEY = "[!-~]{1,4096}"  # in a header
 
 
@@ -33,26 +34,20 @@ class Caller(NamedTuple):
 class Access:
     """`keys` are those of the settings, each `name:KEY`, `keys_file` holds more of them, one a line.
 
-    A key with the same name is the same owner's: so one can be replaced by another. `subject` tells whose a token is,
-    if it counts. Raises SettingsError where the file cannot be read.
+    A key with the same name is the same owner's: so one can be replaced by another. Where tokens count, `subject` tells
+    whose one is; they may come in a `cookie`, too. Raises SettingsError where the file cannot be read.
     """
 
-    def __init__(
-        self,
-        keys: Collection[str] = (),
-        keys_file: str = "",
-        subject: Callable[[str], str | None] | None = None,
-        cookie: str = "",
-    ) -> None:
+    def __init__(self, keys: Collection[str] = (), keys_file: str = "", cookie: str = "") -> None:
+        self.subject: Subject | None = None
         self._keys = _digests(keys)
         self._file = Mounted("api_keys_file", keys_file, _parse) if keys_file else None
-        self._subject = subject
         self._cookie = cookie
 
     @property
     def is_open(self) -> bool:
         """Whether nobody needs a key."""
-        return not (self._keys or self._file or self._subject)
+        return not (self._keys or self._file or self.subject)
 
     @property
     def names(self) -> list[str]:
@@ -61,7 +56,7 @@ class Access:
 
     @property
     def takes_tokens(self) -> bool:
-        return self._subject is not None
+        return self.subject is not None
 
     def owner(self, request: HTTPConnection) -> str:
         """Return whose request it is, nobody's ("") where access is open. Raises RequestError unauthorized."""
@@ -73,7 +68,7 @@ class Access:
         if (name := next(filter(None, map(self._name, shown)), None)) is not None:
             return f"key:{name}"
         token = bearer or (request.cookies.get(self._cookie, "") if self._cookie else "")
-        if self._subject and token and (subject := self._subject(token)):
+        if self.subject and token and (subject := self.subject(token)):
             return f"sub:{subject}"
         text = (
             "The key or token does not count." if any((*shown, token)) else "Show a key: `Authorization: Bearer <key>`."

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from streaming.errors import RequestError
 from streaming.events import Event
 from streaming.limits import Limits
-from streaming.request import Fallbacks, Message, ModelNames, Options, RunRequest, Seconds
+from streaming.request import Fallbacks, Message, ModelName, ModelNames, Options, RunRequest, Seconds
 
 from .event_id import PARAMETERS
 
@@ -28,7 +28,7 @@ class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
     message: str | None = None
     question: str | None = None
     messages: Annotated[list[Message], Meta(max_length=10_000)] | None = None  # as of settings' max_messages at most
-    model: str | ModelNames | Fallbacks | None = None
+    model: ModelName | ModelNames | Fallbacks | None = None
     system: str | None = None
     system_prompt: str | None = None
     run_timeout: Seconds | None = None

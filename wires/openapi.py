@@ -62,7 +62,7 @@ class Document:
             "openapi": "3.2.0",
             "info": {
                 "title": "Sidestream",
-                "version": _version(),
+                "version": version(),
                 "description": DESCRIPTION,
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
@@ -145,7 +145,8 @@ def _undescribed(route: Route) -> Endpoint:
     return Endpoint(f"The file {name}", "", {"200": answer("The file.", content)}, tag="Files")
 
 
-def _version() -> str:
+def version() -> str:
+    """Return our own version, 0 where we are not installed."""
     from importlib import metadata  # here, since it takes as long as all of this
 
     try:

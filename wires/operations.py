@@ -5,7 +5,7 @@ What is told of models has OpenTelemetry's names (semantic conventions for gener
 
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from starlette.responses import PlainTextResponse, Response
 
@@ -43,32 +43,37 @@ def ready(runs: Runs, breakers: Breakers, *, verbose: bool) -> Response:
 def metrics(counted: Metrics, runs: Runs, breakers: Breakers) -> Response:
     """Tell the counters in Prometheus' text format."""
     # Here, since most never ask: to import it takes 15 ms, and a start 230.
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-    from prometheus_client.registry import Collector
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-    class Counted(Collector):
-        def collect(self) -> Iterator[Any]:
-            for name, text, labels, numbers in _counters(counted):
-                counter = CounterMetricFamily(name, text, labels=labels)
-                for values, number in sorted(numbers.items()):
-                    counter.add_metric(values, number)
-                yield counter
-            for name, text, labels, numbers in _gauges(runs, breakers):
-                gauge = GaugeMetricFamily(name, text, labels=labels)
-                for values, number in numbers.items():
-                    gauge.add_metric(values, number)
-                yield gauge
-            for name, text, labels, measured in _histograms(counted):
-                histogram = HistogramMetricFamily(name, text, labels=labels)
-                for values, one in sorted(measured.items()):
-                    histogram.add_metric(values, _buckets(one), one.sum)
-                yield histogram
+    told: Any = _Told(counted, runs, breakers)  # has all that is asked of a registry here
+    return Response(generate_latest(told), media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
 
-    registry = CollectorRegistry()
-    registry.register(Counted())
-    ProcessCollector(registry=registry)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
+
+class _Told(NamedTuple):
+    counted: Metrics
+    runs: Runs
+    breakers: Breakers
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client import ProcessCollector
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for name, text, labels, numbers in _counters(self.counted):
+            counter = CounterMetricFamily(name, text, labels=labels)
+            for values, number in sorted(numbers.items()):
+                counter.add_metric(values, number)
+            yield counter
+        for name, text, labels, numbers in _gauges(self.counted, self.runs, self.breakers):
+            gauge = GaugeMetricFamily(name, text, labels=labels)
+            for values, number in numbers.items():
+                gauge.add_metric(values, number)
+            yield gauge
+        for name, text, labels, measured in _histograms(self.counted):
+            histogram = HistogramMetricFamily(name, text, labels=labels)
+            for values, one in sorted(measured.items()):
+                histogram.add_metric(values, _buckets(one), one.sum)
+            yield histogram
+        yield from ProcessCollector(registry=None).collect()
 
 
 def _counters(counted: Metrics) -> Iterator[Family[float]]:
@@ -85,7 +90,7 @@ def _counters(counted: Metrics) -> Iterator[Family[float]]:
         yield f"sidestream_{name}", text, [], {(): number}
 
 
-def _gauges(runs: Runs, breakers: Breakers) -> Iterator[Family[float]]:
+def _gauges(counted: Metrics, runs: Runs, breakers: Breakers) -> Iterator[Family[float]]:
     waiting = runs.admission.waiting
     for name, text, number in (
         ("open_runs", "Runs that go on.", len(runs) - waiting),
@@ -98,6 +103,7 @@ def _gauges(runs: Runs, breakers: Breakers) -> Iterator[Family[float]]:
     states = {
         (name, state): float(breaker.state == state)
         for name, breaker in breakers.told().items()
+        if name in counted.models
         for state in get_args(State)
     }
     yield "sidestream_breaker_state", "Whether a model is asked: 1 for the state it is in.", ["model", "state"], states

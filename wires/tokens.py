@@ -36,9 +36,11 @@ class Tokens:
             key, algorithms = self._key(jwt.get_unverified_header(token))
             options: Any = {"require": ["exp", "sub"]}
             claims = jwt.decode(token, key, algorithms=algorithms, options=options, **self._expected)
+            subject: str = claims["sub"]
+            subject.encode()  # half of a surrogate pair names nobody
         except (jwt.PyJWTError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             return None  # the latter are PyJWT's own for claims of a type that it does not expect
-        return str(claims["sub"]) or None
+        return subject or None
 
     def _key(self, header: dict[str, Any]) -> tuple[Any, list[str]]:
         """Return the key that a token's header names, and its algorithms. Raises KeyError where there is none."""
@@ -52,6 +54,10 @@ class Tokens:
 
 def _keys(text: str) -> Keys:
     try:
-        return {key.key_id: key for key in jwt.PyJWKSet.from_dict(json.loads(text)).keys}
+        found = jwt.PyJWKSet.from_dict(json.loads(text)).keys
+        keys = {key.key_id: key for key in found}
     except (jwt.PyJWTError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise ValueError("not a JWKS with a key that can be used") from None
+    if len(keys) < len(found):
+        raise ValueError("two of its keys have the same `kid`, or none")
+    return keys
