@@ -154,6 +154,7 @@ class Service:
             after=after,
             ping_interval=self.settings.ping_interval,
             send_timeout=self.settings.send_timeout,
+            on_refusal=self.metrics.refused,
         )
         response: Response = lines.LineStream(viewer) if ndjson else EventStream(viewer)
         if request.method == "HEAD":

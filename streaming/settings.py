@@ -43,9 +43,9 @@ SPELLINGS = {"graphs": "langgraph", "chains": "langchain"}
 class Settings(Struct, frozen=True, kw_only=True):
     """What an operator can set. A request may shorten the three deadlines, never lengthen them."""
 
-    model: Annotated[str, Doc(description="default model, `provider/model`; else the first provider that is ready")] = (
-        ""
-    )
+    model: Annotated[
+        str, Doc(description="default model, `provider/model`, or alias; else the first provider that is ready")
+    ] = ""
     models: Annotated[
         dict[str, ModelNames | Fallbacks],
         Doc(description="aliases: a name for models to ask one after the other until one answers"),
@@ -87,7 +87,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_queue_per_owner: Annotated[Count, Doc(description="most of one owner, 0 for any number")] = 0
     queue_timeout: Annotated[Seconds, Doc(description="longest a run waits in line, seconds")] = 60.0
     rate_limit: Annotated[
-        Count, Doc(description="most requests that begin a run, of one owner in a minute, 0 for any number")
+        Count, Doc(description="most requests for a run, of one owner in a minute, 0 for any number")
     ] = 0
     max_messages: Annotated[
         int, Meta(gt=0, le=10_000), Doc(description="most messages in a request")  # more would halt all other streams

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from .client import Client
+from .client import Client, get
 from .conftest import Service, Start, eventually
+from .metrics import refusals_in
 from .recorded import chat
 from .upstream import Head, Repeat, Upstream, environ, upstream, upstream_server
 
@@ -34,17 +35,27 @@ def gone(viewer: socket.socket) -> bool:
     return not any(row[1:4] == [there, here, "01"] for row in rows)  # 01: established
 
 
+def counted(service: Service, before: float = 0) -> float:
+    """Return how many more than `before` were let go."""
+    with get(service.port, "/metrics") as client:
+        return refusals_in(client.read().decode()).get(("request_timeout", "send_timeout"), 0) - before
+
+
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson"])
 def test_a_stalled_viewer_is_let_go_and_the_upstream_ended(impatient: Service, flood: Upstream, accept: str) -> None:
+    before = counted(impatient)
     with Client(
         impatient.port, "GET", "/chat/stream?message=hi", headers={"Accept": accept}, receive_buffer=4096
     ) as client:
         assert flood.request().wait().ended == "aborted"
         eventually(lambda: gone(client.socket))
+        assert counted(impatient, before) == 1
     assert "Traceback" not in impatient.log
+    assert "ERROR" not in impatient.log
 
 
 def test_a_stalled_websocket_is_let_go_and_the_upstream_ended(impatient: Service, flood: Upstream) -> None:
+    before = counted(impatient)
     key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13"
     head = f"GET /ws/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\n\r\n"
     text = json.dumps({"message": "hi"}).encode()
@@ -57,4 +68,6 @@ def test_a_stalled_websocket_is_let_go_and_the_upstream_ended(impatient: Service
         raw.sendall(frame)
         assert flood.request().wait().ended == "aborted"
         eventually(lambda: gone(raw))
+        assert counted(impatient, before) == 1
     assert "Traceback" not in impatient.log
+    assert "ERROR" not in impatient.log

@@ -8,15 +8,16 @@ dot, and those below `localhost` (RFC 6761, 6.3). With a list of names those on 
 import ipaddress
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from streaming.errors import Fault, RequestError
+from streaming.errors import RequestError
 
 from .problem import problem
+from .transport import OnRefusal
 
 PROBES = {"/healthz", "/readyz"}  # which come by whatever address a machine has
 # A name or an address, and a port (RFC 9110, 7.2), in small letters. No user, no path: a browser sends none either.
@@ -28,9 +29,7 @@ logger = logging.getLogger("sidestream")
 class Hosts:
     """Middleware that refuses a request for another host. `is_open`: nobody needs a key."""
 
-    def __init__(
-        self, app: ASGIApp, allowed: Collection[str], on_refusal: Callable[[Fault], object], *, is_open: bool
-    ) -> None:
+    def __init__(self, app: ASGIApp, allowed: Collection[str], on_refusal: OnRefusal, *, is_open: bool) -> None:
         self._app = app
         self._on_refusal = on_refusal
         self._allowed = [name.lower() for name in allowed]

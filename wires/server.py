@@ -12,7 +12,6 @@ tests/test_server.py is what notices when they change.
 
 import asyncio
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -31,11 +30,11 @@ from streaming.settings import Settings
 from .host import path_below_root
 from .problem import NOT_SNIFFED, problem
 from .socket_server import SocketProtocol
+from .transport import OnRefusal, stalled
 
 HEADER_TIMEOUT, SEND_TIMEOUT = 20.0, 60.0  # seconds; the defaults of the settings
 MAX_HEAD = 64 * 1024  # of a request line and its headers; what a browser sends is a few KB, a prompt in a URL is more
 FAREWELL = 1.0  # for how long we listen behind a last answer, seconds
-OnRefusal = Callable[[Fault], object]
 ALIVE = "/healthz"  # which a full service answers too: it must not be taken for a dead one, and be killed
 
 
@@ -204,6 +203,7 @@ class Protocol(HttpToolsProtocol):
         self._stop_reader_clock()
         size = self.transport.get_write_buffer_size()
         if left is not None and size >= left:
+            self._on_refusal(stalled())
             self.transport.abort()
         elif size:
             self._reader_clock = self.loop.call_later(2 * self._send_timeout, self._wait_for_reader, size)

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from streaming.log import Cursor, Encode
 from streaming.run import Run
 
-from .transport import GONE, SERVER_SEND, let_go
+from .transport import GONE, SERVER_SEND, OnRefusal, let_go
 
 
 class Form(NamedTuple):
@@ -31,11 +31,11 @@ class Viewer:
     """Follows `run` from what comes after event `after`. `begin` is called once it counts as a viewer of the run.
 
     It gets a ping when nothing was sent for `ping_interval` seconds (0: never), and is let go where it takes nothing
-    for `send_timeout` seconds.
+    for `send_timeout` seconds, of which `on_refusal` is told.
     """
 
     __slots__ = (
-        *("_run", "_begin", "_form", "_cursor", "_ping_interval", "_send_timeout"),
+        *("_run", "_begin", "_form", "_cursor", "_ping_interval", "_send_timeout", "_on_refusal"),
         *("_now", "_call_at", "_clock", "_task", "_since", "_sending", "_stalled"),
     )
 
@@ -48,6 +48,7 @@ class Viewer:
         after: int,
         ping_interval: float,
         send_timeout: float,
+        on_refusal: OnRefusal = lambda fault: None,
     ) -> None:
         self._run = run
         self._begin = begin
@@ -55,6 +56,7 @@ class Viewer:
         self._cursor = Cursor(run.log, after)
         self._ping_interval = ping_interval
         self._send_timeout = send_timeout
+        self._on_refusal = on_refusal
         self._since = 0.0  # when what is being sent was begun, or the last was sent
         self._sending = False
         self._stalled = False
@@ -79,7 +81,7 @@ class Viewer:
         task = self._task
         del self._task  # whose exception holds its frames, which hold us
         if self._stalled:
-            await let_go(receive, self._run.id, self._send_timeout)
+            await let_go(receive, self._run.id, self._send_timeout, self._on_refusal)
         elif not task.cancelled():
             task.result()
 

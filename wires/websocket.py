@@ -26,7 +26,7 @@ from streaming.run import Run
 from .chat import ChatRequest, decode_body, decode_query, json_line
 from .event_id import EventId, event_id, position
 from .ndjson import line
-from .transport import let_go
+from .transport import OnRefusal, let_go
 
 RESUME = "resume"
 _BLANK = ChatRequest()
@@ -59,7 +59,7 @@ class Conversation:
         *,
         send_timeout: float,
         max_bytes: int,
-        on_refusal: Callable[[Fault], object] = lambda fault: None,
+        on_refusal: OnRefusal = lambda fault: None,
         lost: tuple[Run, EventId] | None = None,
     ) -> None:
         self._socket = socket
@@ -94,7 +94,7 @@ class Conversation:
                     async with asyncio.timeout(self._send_timeout):
                         await self._refuse(fault)
         except TimeoutError:
-            await let_go(self._socket._receive, "(none)", self._send_timeout)
+            await let_go(self._socket._receive, "(none)", self._send_timeout, self._on_refusal)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -112,7 +112,7 @@ class Conversation:
             async with asyncio.timeout(self._send_timeout):
                 await self._socket.close(1012)
         except TimeoutError:
-            await let_go(self._socket._receive, "(none)", self._send_timeout)
+            await let_go(self._socket._receive, "(none)", self._send_timeout, self._on_refusal)
         except (ClientDisconnect, RuntimeError, WebSocketDisconnect):
             return  # it is closed
 
@@ -175,7 +175,7 @@ class Conversation:
                             await self._socket.send_text(line(run_id, seq, event)[:-1].decode())
         except TimeoutError:
             # A close frame would wait behind the rest.
-            await let_go(self._socket._receive, turn.run.id, self._send_timeout)
+            await let_go(self._socket._receive, turn.run.id, self._send_timeout, self._on_refusal)
         except (ClientDisconnect, WebSocketDisconnect):
             return  # it is told by `receive` as well
         except Fault as fault:  # the service is stopping, or full
