@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from streaming.errors import Fault, RequestError, ServiceError
@@ -42,7 +43,6 @@ def options(settings: Settings) -> dict[str, Any]:
     """Return how uvicorn is to serve: each limit that it has, on purpose."""
     return {
         "http": partial(Protocol, header_timeout=settings.header_timeout, send_timeout=settings.send_timeout),
-        "ws": SocketProtocol,
         "limit_concurrency": settings.max_connections or None,  # counted by Protocol, which says how
         "h11_max_incomplete_event_size": MAX_HEAD,  # uvicorn's name for it; httptools itself has no limit
         # Who waits to be accepted while the loop is busy; the system may allow fewer (net.core.somaxconn).
@@ -97,6 +97,8 @@ class Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limit_concurrency = None  # uvicorn's way
+        if self.ws_protocol_class is WebSocketsSansIOProtocol:
+            self.ws_protocol_class = SocketProtocol
         self._header_timeout = header_timeout
         self._on_refusal: OnRefusal = app_state.get("on_refusal", lambda fault: None)
         self._send_timeout = send_timeout
