@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from streaming.admission import Capacity
 from streaming.errors import RequestError
 from streaming.events import Cancelled, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.request import Emit, RunRequest
@@ -155,11 +156,12 @@ def test_how_it_stands_is_one_line_of_json_whatever_was_said(text: str) -> None:
 
 
 def test_a_url_is_good_for_as_long_as_there_can_be_anything_behind_it() -> None:
-    """The longest there is: a run that talks until its time is over, and is then kept."""
+    """The longest there is: a run that waits in line, talks until its time is over, and is then kept."""
 
     async def test() -> None:
-        runs, links = Runs(KEEP, 2**20), Links("", KEEP)
-        run = run_of(Plays(*[50.0, HELLO] * 13))
+        runs, links = Runs(KEEP, 2**20, Capacity(max_runs=1, max_queue=1)), Links("", KEEP)
+        before, run = run_of(Plays(100.0), replace(LIMITS, run_timeout=59.5)), run_of(Plays(*[50.0, HELLO] * 13))
+        runs.begin(before)
         runs.begin(run)
         good_for = links.expires(run) - run.created
         await run.wait()
@@ -177,11 +179,11 @@ def test_a_url_is_good_for_as_long_as_there_can_be_anything_behind_it() -> None:
 @pytest.mark.parametrize("run_timeout", [0.5, 20.0, 600.0])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 60.0])
 def test_a_url_is_good_until_the_end_of_a_second_of_the_clock_on_the_wall(run_timeout: float, keep: float) -> None:
-    run = run_of(Plays(), replace(LIMITS, run_timeout=run_timeout))
+    run = run_of(Plays(), replace(LIMITS, run_timeout=run_timeout, queue_timeout=10.0))
     for created in (1_800_000_000.0, 1_800_000_000.25):
         run.created = created
         good_for = Links("", keep).expires(run) - created
-        assert run_timeout + keep <= good_for < run_timeout + keep + 1
+        assert 10 + run_timeout + keep <= good_for < 10 + run_timeout + keep + 1
 
 
 def test_what_is_told_of_a_new_run_is_one_expiry_and_two_urls_below_its_path() -> None:
