@@ -3,12 +3,7 @@
 Like server.py it overrides what uvicorn does not promise; tests/test_server.py notices when that changes.
 """
 
-import asyncio
-from typing import Any
-
-from uvicorn import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from uvicorn.server import ServerState
 
 MAX_OWED = 64 * 1024  # what may wait for a client only because it asked for it, by pings, bytes
 
@@ -16,15 +11,7 @@ MAX_OWED = 64 * 1024  # what may wait for a client only because it asked for it,
 class SocketProtocol(WebSocketsSansIOProtocol):
     """One WebSocket."""
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._owed = 0
+    _owed = 0  # what it made us write while it did not read, bytes
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and hang up on who floods us with pings without ever reading what they are answered."""
