@@ -757,6 +757,21 @@ def test_who_takes_an_answer_slowly_is_not_cut_off_before_taking_nothing() -> No
     asyncio.run(test())
 
 
+def test_what_came_is_not_kept_for_as_long_as_the_answer_takes() -> None:
+    """It may be a quarter of a megabyte, of each open stream."""
+
+    async def test() -> None:
+        protocol = make()
+        protocol.connection_made(Nowhere())
+        data = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + bytes(1000)
+        before = sys.getrefcount(data)
+        protocol.data_received(data)
+        assert sys.getrefcount(data) == before
+        protocol.connection_lost(None)
+
+    asyncio.run(test())
+
+
 def test_nothing_more_is_said_on_a_connection_that_closes() -> None:
     async def test() -> None:
         protocol, transport = make(), Nowhere()

@@ -128,6 +128,7 @@ class Protocol(HttpToolsProtocol):
         self._size += len(data)
         self._data = data
         super().data_received(data)
+        self._data = b""
         if self._size > self._max_head:
             self._refuse(_too_large(self._max_head))
         elif self._clock is None and self.cycle is not None and self.cycle.response_complete:
