@@ -70,7 +70,7 @@ $(VENV)/.bench: pyproject.toml Makefile | $(VENV)/bin/python
 # What the tests need of npm, by the Node that pip has installed.
 $(VENV)/.node: tests/javascript/package.json $(VENV)/.test
 	@mkdir -p $(VENV)/node && cp $< $(VENV)/node/
-	@$(BIN)/npm install --prefix $(VENV)/node --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+	@$(BIN)/npm install --prefix $(VENV)/node --no-package-lock --legacy-peer-deps --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
 	@touch $@
 
 # What the tests need beside Python: installed where that is allowed, else named in one line.

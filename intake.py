@@ -5,23 +5,31 @@
 Each step raises RequestError where the request may not be made. What is done with the run is its wire's business.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from msgspec.structs import replace
 from starlette.requests import HTTPConnection, Request
 
-from providers.registry import Model, Providers
+from providers.registry import Choice, Model, Providers
 from streaming.breaker import Breaker, Breakers
 from streaming.errors import RequestError
 from streaming.failover import Candidate, Failover
+from streaming.request import RunRequest
 from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings
 from wires.access import Access, Caller, upstream_key
 from wires.body import read_json
 from wires.chat import ChatRequest, decode_body
+from wires.fold import Asked
 from wires.origin import check_origin
 from wires.quota import Quota
 from wires.resource import Links, digest, idempotency_key, is_signed
+
+# What says how to generate, and is no more than a hint: without it the answer is as good an answer.
+HINTS = dict.fromkeys(("max_tokens", "temperature", "top_p", "seed"))
 
 
 class Intake:
@@ -77,8 +85,11 @@ class Intake:
     ) -> Run:
         """Make the run of a POST, or find that of its Idempotency-Key."""
         key = idempotency_key(request.headers)
-        body = await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout)
+        body = await self.body(request)
         return self.run_of(decode_body(body), caller, provider, default, linger=linger, key=key, body=body)
+
+    async def body(self, request: Request) -> bytes:
+        return await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout)
 
     def run_of(
         self,
@@ -95,20 +106,63 @@ class Intake:
 
         `provider` is that of the path. `default` is the model of a request that names none, in place of the service's.
         """
+        choice = self._choose(chat, caller, provider, default)
+        requests = [self._request(model, chat, caller) for model in choice.models]
+        return self._create(choice, requests, chat, caller, linger, key, body)
+
+    def run_asked(self, asked: Asked, caller: Caller, *, linger: float, key: str = "", body: bytes = b"") -> Run:
+        """Make the run of a request that came by another's wire.
+
+        Its clients send what their API demands: of how to generate, chains and graphs pass over what is no more than a
+        hint. An upstream of the same API gets the request as it came.
+        """
+        chat = asked.chat
+        choice = self._choose(chat, caller)
+        requests = []
+        for model in choice.models:
+            request = self._request(model, chat, caller)
+            if self._providers.has_effects(model.provider):
+                request = replace(request, **HINTS)
+            elif asked.api and asked.api == self._providers.api(model.provider):
+                request = replace(request, verbatim=asked.verbatim)
+            requests.append(request)
+        return self._create(choice, requests, chat, caller, linger, key, body, asked.name, asked.about)
+
+    def _choose(
+        self, chat: ChatRequest, caller: Caller, provider: str | None = None, default: str | None = None
+    ) -> Choice:
         chat.check_size(self.settings.max_messages)
         choice = self._providers.choose(chat.model or default, provider)
         if caller.upstream_key and len({model.provider for model in choice.models}) > 1:
             text = "An upstream's key is for one provider; ask for models of one."
             raise RequestError("invalid_request", text, field="X-Upstream-Key")
-        candidates = [self._candidate(model, chat, caller) for model in choice.models]
+        return choice
+
+    def _request(self, model: Model, chat: ChatRequest, caller: Caller) -> RunRequest:
+        return chat.to_run(model.model, caller.upstream_key, caller.owner)
+
+    def _create(
+        self,
+        choice: Choice,
+        requests: Sequence[RunRequest],
+        chat: ChatRequest,
+        caller: Caller,
+        linger: float,
+        key: str,
+        body: bytes,
+        name: str = "",
+        about: Mapping[str, Any] | None = None,
+    ) -> Run:
+        candidates = [self._candidate(*pair, caller) for pair in zip(choice.models, requests, strict=True)]
         failover = Failover(candidates, choice.on, self.settings.retries)
         limits = chat.limits(self.settings.limits, linger)
-        return self.runs.create(failover, limits, owner=caller.owner, key=key, asked=digest(str(choice), body))
+        asked = digest(str(choice), body)
+        return self.runs.create(failover, limits, owner=caller.owner, key=key, asked=asked, name=name, about=about)
 
-    def _candidate(self, model: Model, chat: ChatRequest, caller: Caller) -> Candidate:
+    def _candidate(self, model: Model, request: RunRequest, caller: Caller) -> Candidate:
         return Candidate(
             model.provider,
-            self._providers.prepare(model.provider, chat.to_run(model.model, caller.upstream_key, caller.owner)),
+            self._providers.prepare(model.provider, request),
             partial(self._providers.load, model.provider),
             # What becomes of a caller's own key says nothing of how the model fares for others.
             Breaker() if caller.upstream_key else self._breakers.of(str(model)),

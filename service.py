@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from foreign import Foreign
 from intake import Intake
 from providers.registry import Providers
 from streaming.breaker import Breakers
@@ -32,6 +33,7 @@ from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings, load
 from wires import ndjson as lines
+from wires import openai_chat
 from wires.access import Access, Caller, Subject
 from wires.chat import ChatRequest, decode_query
 from wires.event_id import EventId, last_event_id, position
@@ -39,7 +41,7 @@ from wires.host import Hosts
 from wires.operations import metrics, ready
 from wires.origin import cors
 from wires.page import file
-from wires.problem import PROBLEMS, Problems, problem
+from wires.problem import PROBLEMS, Problems, problem, told
 from wires.resource import json_response, path_of, status
 from wires.sse import EventStream
 from wires.sse import form as event_form
@@ -75,6 +77,7 @@ class Service:
         self.breakers = Breakers(settings.breaker)
         self.runs = Runs(settings.keep, settings.keep_bytes, settings.capacity, self.garbage.look, self._run_ended)
         self.intake = Intake(settings, providers, access, self.breakers, self.runs)
+        self.foreign = Foreign(settings, self.intake, self._begin, self.metrics.refused)
         self.event_form = event_form(settings.retry_ms)
         self.conversations: set[Conversation] = set()
         self.drain = Drain(self.runs, settings.drain_timeout, self._close_conversations)
@@ -197,7 +200,8 @@ class Service:
     async def refuse(self, request: Request, exc: Exception) -> Response:
         """Answer what was raised before the first byte."""
         assert isinstance(exc, Fault)
-        return self._refusal(exc)
+        self.metrics.refused(exc)
+        return told(request.scope, exc)
 
     def _refusal(self, fault: Fault) -> Response:
         self.metrics.refused(fault)
@@ -300,6 +304,7 @@ def app_of(service: Service) -> Starlette:
         Route("/readyz", service.readyz),
         Route("/metrics", service.prometheus),
         Route("/v1/models", service.models),
+        Route("/v1/chat/completions", service.foreign.runs(openai_chat.WIRE), methods=["POST"]),
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),
         Route("/stream", partial(chat, default=service.providers.graph, ndjson=True), methods=get_and_post),

@@ -188,6 +188,8 @@ def _usage(usage: _Usage) -> Usage:
 
 def body(request: RunRequest, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
     """The request in the Messages API's words. Raises RequestError for what it lacks; `seed` is a hint."""
+    if request.verbatim is not None:
+        return {**request.verbatim, "model": request.model, "stream": True, **(request.provider_options or {})}
     fields = {
         "system": _system(request),
         "temperature": request.temperature,

@@ -199,6 +199,8 @@ def body(request: RunRequest, limit: str = "max_tokens") -> dict[str, Any]:
         "tool_choice": request.tool_choice,
         "response_format": request.response_format,
     }
+    if request.verbatim is not None:
+        return _verbatim(request.verbatim, request, limit)
     return {
         "model": request.model,
         "messages": messages,
@@ -207,6 +209,16 @@ def body(request: RunRequest, limit: str = "max_tokens") -> dict[str, Any]:
         **{name: msgspec.to_builtins(value) for name, value in fields.items() if value is not None},
         **(request.provider_options or {}),
     }
+
+
+def _verbatim(body: dict[str, Any], request: RunRequest, limit: str) -> dict[str, Any]:
+    """What came in these words goes on in them: all of it but what we ask for, and the limit by the name known here."""
+    told = {name: value for name, value in body.items() if name not in ("max_tokens", "max_completion_tokens")}
+    if request.max_tokens is not None:
+        told[limit] = request.max_tokens
+    options = {**(body.get("stream_options") or {}), "include_usage": True}
+    own = {"model": request.model, "stream": True, "stream_options": options}
+    return {**told, **own, **(request.provider_options or {})}
 
 
 class OpenAI:

@@ -150,6 +150,9 @@ def _usage(usage: _Usage | None) -> Usage | None:
 
 def body(request: RunRequest) -> dict[str, Any]:
     """The request in the Responses API's words. Raises RequestError for `stop`, which it lacks; `seed` is a hint."""
+    if request.verbatim is not None:
+        own = {"model": request.model, "stream": True, "store": False}
+        return {**request.verbatim, **own, **(request.provider_options or {})}
     if request.stops:
         raise RequestError("invalid_request", "The Responses API knows no `stop`.", field="stop")
     fields = {

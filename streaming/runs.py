@@ -8,7 +8,8 @@ Who waits, and who is turned away, is admission.py's business, what becomes of o
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from .admission import Admission, Capacity
 from .errors import Fault, RequestError, ServiceError
@@ -45,6 +46,7 @@ class Runs:
         self._kept: deque[tuple[float, Run]] = deque()  # until when, the oldest first
         self._kept_bytes = 0
         self._keys: dict[tuple[str, str], tuple[Run, bytes]] = {}
+        self._named: dict[tuple[str, str], Run] = {}
         self._clock: asyncio.TimerHandle | None = None
         self.draining = False
 
@@ -57,12 +59,23 @@ class Runs:
         """Those that go on, and those that are kept."""
         return self._runs.values()
 
-    def create(self, failover: Failover, limits: Limits, *, owner: str = "", key: str = "", asked: bytes = b"") -> Run:
+    def create(
+        self,
+        failover: Failover,
+        limits: Limits,
+        *,
+        owner: str = "",
+        key: str = "",
+        asked: bytes = b"",
+        name: str = "",
+        about: Mapping[str, Any] | None = None,
+    ) -> Run:
         """Return the run of a request, for whoever follows it to begin.
 
         An idempotency `key` is its owner's, and is reserved here, before anything is asked of an upstream: while its
         run is kept it stands for that run. Raises RequestError conflict where `asked` (any digest of the request)
         is not what it first stood for. The run lingers for as long as any of those who asked wants.
+        `name` is what the owner's newest run of it is found by, once it is begun (`latest`); `about` is kept with it.
         """
         if key and (known := self._keys.get((owner, key))):
             run, first = known
@@ -71,7 +84,7 @@ class Runs:
                 raise RequestError("conflict", text, field="Idempotency-Key")
             run.linger_for(limits.linger)
             return run
-        run = Run(failover, limits, owner, key)
+        run = Run(failover, limits, owner, key, name, about)
         if key:
             self._keys[owner, key] = run, asked
         return run
@@ -95,6 +108,8 @@ class Runs:
             self._keys.pop((run.owner, run.key), None)
             raise
         self._runs[run.id] = run
+        if run.name:
+            self._named[run.owner, run.name] = run
         self._active.add(run)
         run.start(on_end=self._retire, place=place)
 
@@ -107,6 +122,10 @@ class Runs:
         if run is None or owner not in (None, run.owner):
             raise RequestError("not_found", "There is no such run, or it was over and is no longer kept.")
         return run
+
+    def latest(self, name: str, owner: str) -> Run | None:
+        """Return the owner's newest run of this name, if it goes on or is kept."""
+        return self._named.get((owner, name))
 
     def _retire(self, run: Run) -> None:
         self._active.discard(run)
@@ -136,6 +155,8 @@ class Runs:
     def _forget(self, run: Run) -> None:
         del self._runs[run.id]
         self._keys.pop((run.owner, run.key), None)
+        if self._named.get((run.owner, run.name)) is run:
+            del self._named[run.owner, run.name]
 
     def drain(self) -> None:
         """Begin no more runs, and end those that wait in line; those that go on may."""

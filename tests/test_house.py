@@ -71,6 +71,7 @@ class Import(NamedTuple):
 def modules() -> dict[str, ast.Module]:
     paths = [
         ROOT / "service.py",
+        ROOT / "foreign.py",
         ROOT / "intake.py",
         ROOT / "command.py",
         *(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))),
@@ -100,7 +101,7 @@ def imports_of(name: str, tree: ast.Module) -> Iterator[Import]:
 
 
 IMPORTS = [found for name, tree in MODULES.items() for found in imports_of(name, tree)]
-OURS = [found for found in IMPORTS if found.top in (*PACKAGES, "service", "intake")]
+OURS = [found for found in IMPORTS if found.top in (*PACKAGES, "service", "foreign", "intake")]
 
 
 def wrong(found: list[Import]) -> list[str]:
@@ -135,7 +136,8 @@ def test_a_provider_imports_no_other_provider() -> None:
 
 def test_the_service_is_imported_by_its_command_alone_and_the_intake_by_the_service() -> None:
     assert {one.importer for one in OURS if one.top == "service"} == {"command"}
-    assert {one.importer for one in OURS if one.top == "intake"} == {"service"}
+    assert {one.importer for one in OURS if one.top == "intake"} == {"service", "foreign"}
+    assert {one.importer for one in OURS if one.top == "foreign"} == {"service"}
 
 
 @pytest.mark.parametrize("dependency", OWNERS)
@@ -154,12 +156,13 @@ def test_only_the_module_that_owns_a_dependency_imports_it(dependency: str) -> N
             - {"itsdangerous", "jwt", "opentelemetry", "prometheus_client", "sse_starlette", "uvicorn"},
         ),
         ("service", {"starlette"}),
-        ("intake", {"starlette"}),
+        ("foreign", {"starlette"}),
+        ("intake", {"msgspec", "starlette"}),
         ("command", {"uvicorn"}),
     ],
 )
 def test_a_package_knows_no_foreign_library_but_its_own(package: str, foreign: set[str]) -> None:
-    ours = {*PACKAGES, "service", "intake"}
+    ours = {*PACKAGES, "service", "foreign", "intake"}
     used = {one.top for one in IMPORTS if one.package == package} - {*ours, *sys.stdlib_module_names}
     assert used == foreign
 

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta
@@ -19,6 +19,7 @@ from .event_id import PARAMETERS
 JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options", "config", "context"}
 PERHAPS_JSON = {"model", "stop", "tool_choice"}
 JSON_OR_TEXT = {"input", "resume"}
+Decoded = TypeVar("Decoded")
 LISTS = {"stream_mode", "include_names", "include_types", "include_tags"}
 
 
@@ -103,6 +104,14 @@ class ChatRequest(Options, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.messages
 
 
+# What of it may stand beside a request of another wire, which has no words for it.
+OWN = [
+    name
+    for name in ChatRequest.__struct_encode_fields__
+    if name not in ("message", "question", "messages", "system_prompt")
+]
+
+
 def _either(name: str, value: str | None, other: str, other_value: str | None) -> str | None:
     if value is not None and other_value is not None:
         raise RequestError("invalid_request", f"`{name}` and `{other}` are the same; send one of them.", field=other)
@@ -118,16 +127,8 @@ _decode = msgspec.json.Decoder(ChatRequest).decode
 
 
 def decode_body(body: bytes) -> ChatRequest:
-    """Decode a JSON body. Raises RequestError that names what is wrong and where."""
-    body = body.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which JSON readers may ignore (RFC 8259, 8.1)
-    if not body.strip():
-        raise RequestError("invalid_request", "The body is empty; send a JSON object.")
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as exc:
-        raise _invalid(str(exc)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise RequestError("invalid_request", "The body is not valid JSON.") from None
+    """Decode a native body. Raises RequestError that names what is wrong and where."""
+    return decoded(_decode, body)
 
 
 def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
@@ -142,7 +143,7 @@ def decode_query(pairs: Iterable[tuple[str, str]]) -> ChatRequest:
     try:
         return msgspec.convert(fields, ChatRequest, strict=False)
     except msgspec.ValidationError as exc:
-        raise _invalid(str(exc)) from None
+        raise invalid(str(exc)) from None
 
 
 def _parameter(name: str, value: str) -> Any:
@@ -159,7 +160,37 @@ def _parameter(name: str, value: str) -> Any:
         raise RequestError("invalid_request", f"`{name}` is not valid JSON.", field=name) from None
 
 
-def _invalid(text: str) -> RequestError:
+def beside(own: Mapping[str, Any], fields: Mapping[str, Any]) -> ChatRequest:
+    """Return the request of another wire: its `fields`, as plain JSON, and what it says beside them in our own words.
+
+    What both say is said in our words; a field that is None is none. Raises RequestError where anything is wrong.
+    """
+    if not isinstance(own, Mapping) or any(name not in OWN for name in own):
+        raise RequestError("invalid_request", f"`sidestream` is an object of {', '.join(OWN)}.", field="sidestream")
+    told = {name: value for name, value in fields.items() if value is not None} | dict(own)
+    if "input" in own or "resume" in own:
+        told.pop("messages", None)
+        told.pop("system", None)
+    try:
+        return msgspec.convert(told, ChatRequest)
+    except msgspec.ValidationError as exc:
+        raise invalid(str(exc)) from None
+
+
+def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
+    """Decode a JSON body. Raises RequestError that names what is wrong and where."""
+    body = body.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which JSON readers may ignore (RFC 8259, 8.1)
+    if not body.strip():
+        raise RequestError("invalid_request", "The body is empty; send a JSON object.")
+    try:
+        return decode(body)
+    except msgspec.ValidationError as exc:
+        raise invalid(str(exc)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise RequestError("invalid_request", "The body is not valid JSON.") from None
+
+
+def invalid(text: str) -> RequestError:
     """Name the field a validation error is about, from msgspec's path (`$.messages[0].role`) or its own words."""
     found = re.search(r"at `\$\.(\w+)", text) or re.search(r"field `(\w+)`", text)
     field = found[1] if found else None
@@ -171,7 +202,7 @@ _LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def json_line(value: Event | Mapping[str, Any]) -> bytes:
+def json_line(value: Event | Mapping[str, Any] | str) -> bytes:
     """Encode as JSON that no reader takes for more than one line."""
     try:
         line = _encode(value)

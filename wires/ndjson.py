@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from streaming.events import Event
 
 from .chat import json_line
-from .viewer import Form, Viewer
+from .viewer import EachEvent, Viewer
 
 MEDIA_TYPE = "application/x-ndjson"
 
@@ -19,7 +19,7 @@ def line(run_id: bytes, seq: int, event: Event) -> bytes:
     return b'{"event":"%b","id":"%b-%d","data":%b}\n' % (event.name.encode(), run_id, seq, json_line(event))
 
 
-FORM = Form(line, opening=b"", ping=b"\n")
+FORM = EachEvent(line, opening=b"", ping=b"\n")
 
 
 class LineStream(Response):

@@ -20,6 +20,24 @@ from .transport import GONE, SERVER_SEND
 logger = logging.getLogger("sidestream")
 
 
+# Where in a scope stands how its wire tells faults, in place of `problem`.
+TELLER = "sidestream.teller"
+
+
+def told(scope: Scope, fault: Fault) -> Response:
+    """Render a fault as the wire of a request does."""
+    tell: Callable[[Fault], Response] = scope.get(TELLER, problem)
+    return tell(fault)
+
+
+def status_headers(fault: Fault) -> dict[str, str]:
+    """Return the headers that a fault comes with, on whatever wire."""
+    headers = {"Cache-Control": "no-store", **fault.headers}
+    if fault.status in (429, 503):
+        headers.setdefault("Retry-After", "1")
+    return headers
+
+
 def problem(fault: Fault) -> Response:
     """Render a fault. One that passes says when to try again (RFC 9110, 10.2.3; RFC 6585, 4)."""
     body: dict[str, Any] = {
@@ -31,18 +49,15 @@ def problem(fault: Fault) -> Response:
     }
     if fault.field:
         body["field"] = fault.field
-    headers = {"Cache-Control": "no-store", **fault.headers}
-    if fault.status in (429, 503):
-        headers.setdefault("Retry-After", "1")
-    return Response(json_line(body), fault.status, headers, "application/problem+json")
+    return Response(json_line(body), fault.status, status_headers(fault), "application/problem+json")
 
 
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     if exc.status_code == 405:
         allow = (exc.headers or {}).get("Allow", "")
-        return problem(RequestError("method_not_allowed", f"Use {allow}.", headers={"Allow": allow}))
-    return problem(RequestError("not_found", "There is nothing here."))
+        return told(request.scope, RequestError("method_not_allowed", f"Use {allow}.", headers={"Allow": allow}))
+    return told(request.scope, RequestError("not_found", "There is nothing here."))
 
 
 # Starlette's table of who answers what was raised.
@@ -79,13 +94,15 @@ class Problems:
             if started or scope["type"] != "http":
                 raise
             with suppress(ClientDisconnect):
-                await problem(ServiceError("shutting_down", "The service is shutting down."))(scope, receive, watched)
+                stopping = ServiceError("shutting_down", "The service is shutting down.")
+                await told(scope, stopping)(scope, receive, watched)
         except Exception as exc:
             where = "".join(traceback.format_tb(exc.__traceback__))
             logger.error("internal error: %s\n%s", type(exc).__name__, where)
             if started or scope["type"] != "http":
                 return
             with suppress(ClientDisconnect):
-                await problem(ServiceError("internal", "Something went wrong in the service."))(scope, receive, watched)
+                wrong = ServiceError("internal", "Something went wrong in the service.")
+                await told(scope, wrong)(scope, receive, watched)
         finally:
             del scope[SERVER_SEND]  # which holds the server's request, which holds the scope

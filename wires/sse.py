@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from streaming.events import Event
 
 from .chat import json_line
-from .viewer import Form, Viewer
+from .viewer import EachEvent, Viewer
 
 
 def frame(run_id: bytes, seq: int, event: Event) -> bytes:
@@ -18,9 +18,9 @@ def frame(run_id: bytes, seq: int, event: Event) -> bytes:
     return b"event: %b\nid: %b-%d\ndata: %b\n\n" % (event.name.encode(), run_id, seq, json_line(event))
 
 
-def form(retry_ms: int) -> Form:
+def form(retry_ms: int) -> EachEvent:
     """Return the form of a stream whose EventSource waits so long to reconnect."""
-    return Form(frame, opening=b"retry: %d\n\n" % retry_ms, ping=b": ping\n\n")
+    return EachEvent(frame, opening=b"retry: %d\n\n" % retry_ms, ping=b": ping\n\n")
 
 
 class EventStream(EventSourceResponse):

@@ -9,22 +9,67 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from starlette.types import Receive, Scope, Send
 
+from streaming.errors import Fault, RequestError, ServiceError, fault
+from streaming.events import Cancelled, Error, Terminal
 from streaming.log import Cursor, Encode
 from streaming.run import Run
 
 from .transport import GONE, SERVER_SEND, OnRefusal, let_go
 
 
-class Form(NamedTuple):
-    """A wire's form of a stream: how it encodes an event, what it opens with, and what it sends when all is quiet."""
+class Form(Protocol):
+    """A wire's form of a stream: what it opens with, what it makes of events, and what it sends when all is quiet."""
+
+    @property
+    def opening(self) -> bytes: ...
+
+    @property
+    def ping(self) -> bytes: ...
+
+    @property
+    def holds(self) -> bool:
+        """Whether the response waits for the first words, or a ping: what fails before is told by a status."""
+
+    @property
+    def has_said(self) -> bool:
+        """Whether anything of the answer was said."""
+
+    def take(self, cursor: Cursor) -> bytes:
+        """Encode what is ready, if it says anything, and move the cursor on."""
+
+
+class EachEvent(NamedTuple):
+    """A form in which each event is told by itself: viewers who are equally far share its encoding."""
 
     encode: Encode
     opening: bytes
     ping: bytes
+
+    @property
+    def holds(self) -> bool:
+        return False
+
+    @property
+    def has_said(self) -> bool:
+        return True
+
+    def take(self, cursor: Cursor) -> bytes:
+        return cursor.take_encoded(self.encode)
+
+
+def failure(ending: Terminal | None) -> Fault | None:
+    """Return what a run has failed by, if it has; to who waits for an answer, to be stopped is to fail."""
+    if isinstance(ending, Error):
+        return fault(ending.code, ending.error)
+    if isinstance(ending, Cancelled) and ending.reason == "draining":
+        return ServiceError("shutting_down", "The service is shutting down.")
+    if isinstance(ending, Cancelled):
+        return RequestError("cancelled", "The run was stopped.")
+    return None
 
 
 class Viewer:
@@ -65,7 +110,7 @@ class Viewer:
         """Send the response, to its end or the viewer's."""
         loop = asyncio.get_running_loop()
         self._now, self._call_at = loop.time, loop.call_at
-        self._since, self._sending = self._now(), True
+        self._since, self._sending = self._now(), not self._form.holds
         with self._run.viewing():
             self._begin()
             # A task of its own: to resume it is not to go through all that has called us.
@@ -86,32 +131,55 @@ class Viewer:
             task.result()
 
     async def _send(self, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
+        cursor, form, now = self._cursor, self._form, self._now
+        piece = await self._first_words() if form.holds else form.opening + form.take(cursor)
+        self._since, self._sending = now(), True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sending = False
-        cursor, form, piece = self._cursor, self._form, self._form.opening
-        now, encode = self._now, form.encode
+        take = form.take
         try:
             while True:
+                if piece:
+                    self._since, self._sending = now(), True
+                    try:
+                        await server_send({"type": "http.response.body", "body": piece, "more_body": True})
+                    except GONE:
+                        return
+                    self._sending = False
                 if (more := cursor.more()) is not None:
                     await more
                 elif cursor.is_far_behind:
                     await asyncio.sleep(0)
-                piece += cursor.take_encoded(encode)
-                if not piece:
+                after = cursor.after
+                piece = take(cursor)
+                if not piece and cursor.after == after:  # else it moved on over what this form has no words for
                     if cursor.ended:
                         break
                     piece = form.ping
-                self._since, self._sending = now(), True
-                try:
-                    await server_send({"type": "http.response.body", "body": piece, "more_body": True})
-                except GONE:
-                    return
-                self._sending = False
-                piece = b""
         finally:
             cursor.leave()
         self._since, self._sending = self._now(), True
         await send({"type": "http.response.body", "body": b"", "more_body": False})  # waits until the rest was taken
+
+    async def _first_words(self) -> bytes:
+        """Return what there is to say first, or a ping where that takes long. Raises what the run failed by before."""
+        cursor, form, woken = self._cursor, self._form, False
+        try:
+            while True:
+                after = cursor.after
+                piece = form.take(cursor)
+                if piece or (cursor.after == after and (cursor.ended or woken)):
+                    break
+                if (more := cursor.more()) is not None:
+                    await more
+                    woken = True
+                else:
+                    await asyncio.sleep(0)
+        finally:
+            cursor.leave()
+        if not form.has_said and (failed := failure(self._run.terminal)):
+            raise failed
+        return piece or form.ping
 
     async def _watch(self, receive: Receive) -> None:
         """Return when the viewer has gone, or the response is at its end."""
