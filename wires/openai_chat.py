@@ -282,7 +282,7 @@ def usage(counted: Usage) -> dict[str, Any]:
 
 
 def whole(run: Run) -> dict[str, Any]:
-    """Return the answer of a run that is done, as one object. Raises RequestError where its graph waits for a person."""
+    """Return the answer of a run that is done, as one object. Raises RequestError where its graph waits."""
     assert isinstance(run.terminal, Done)
     if run.terminal.finish_reason == "interrupt":
         raise RequestError("interrupted", WAITS)
