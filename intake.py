@@ -5,7 +5,7 @@
 Each step raises RequestError where the request may not be made. What is done with the run is its wire's business.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from providers.registry import Choice, Model, Providers
 from streaming.breaker import Breaker, Breakers
 from streaming.errors import RequestError
 from streaming.failover import Candidate, Failover
+from streaming.limits import Limits
 from streaming.request import RunRequest
 from streaming.run import Run
 from streaming.runs import Runs
@@ -108,7 +109,8 @@ class Intake:
         """
         choice = self._choose(chat, caller, provider, default)
         requests = [self._request(model, chat, caller) for model in choice.models]
-        return self._create(choice, requests, chat, caller, linger, key, body)
+        limits = chat.limits(self.settings.limits, linger)
+        return self._create(choice, requests, limits, caller, key=key, asked=digest(str(choice), body))
 
     def run_asked(self, asked: Asked, caller: Caller, *, linger: float, key: str = "", body: bytes = b"") -> Run:
         """Make the run of a request that came by another's wire.
@@ -126,7 +128,9 @@ class Intake:
             elif asked.api and asked.api == self._providers.api(model.provider):
                 request = replace(request, verbatim=asked.verbatim)
             requests.append(request)
-        return self._create(choice, requests, chat, caller, linger, key, body, asked.name, asked.about)
+        limits = chat.limits(self.settings.limits, linger)
+        known = {"key": key, "asked": digest(str(choice), body), "name": asked.name, "about": asked.about}
+        return self._create(choice, requests, limits, caller, **known)
 
     def _choose(
         self, chat: ChatRequest, caller: Caller, provider: str | None = None, default: str | None = None
@@ -142,22 +146,11 @@ class Intake:
         return chat.to_run(model.model, caller.upstream_key, caller.owner)
 
     def _create(
-        self,
-        choice: Choice,
-        requests: Sequence[RunRequest],
-        chat: ChatRequest,
-        caller: Caller,
-        linger: float,
-        key: str,
-        body: bytes,
-        name: str = "",
-        about: Mapping[str, Any] | None = None,
+        self, choice: Choice, requests: Sequence[RunRequest], limits: Limits, caller: Caller, **known: Any
     ) -> Run:
         candidates = [self._candidate(*pair, caller) for pair in zip(choice.models, requests, strict=True)]
         failover = Failover(candidates, choice.on, self.settings.retries)
-        limits = chat.limits(self.settings.limits, linger)
-        asked = digest(str(choice), body)
-        return self.runs.create(failover, limits, owner=caller.owner, key=key, asked=asked, name=name, about=about)
+        return self.runs.create(failover, limits, owner=caller.owner, **known)
 
     def _candidate(self, model: Model, request: RunRequest, caller: Caller) -> Candidate:
         return Candidate(
