@@ -20,6 +20,8 @@ CODES: dict[str, tuple[type[Fault], int, bool, str]] = {
     "not_acceptable": (RequestError, 406, False, "Not Acceptable"),
     "request_timeout": (RequestError, 408, True, "Request Timeout"),
     "conflict": (RequestError, 409, False, "Conflict"),
+    "cancelled": (RequestError, 409, False, "Conflict"),
+    "interrupted": (RequestError, 409, False, "Conflict"),
     "too_large": (RequestError, 413, False, "Request Entity Too Large"),
     "unsupported_media_type": (RequestError, 415, False, "Unsupported Media Type"),
     "rate_limited": (RequestError, 429, True, "Too Many Requests"),

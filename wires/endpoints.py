@@ -17,7 +17,8 @@ Object = dict[str, Any]
 class Endpoint(NamedTuple):
     """`parameters` are names, `codes` those of the errors it can answer with beside what every path can.
 
-    `body` is the schema of the request that it takes as JSON. `fields`: takes it as parameters.
+    `body` is the schema of the request that it takes as JSON. `fields`: takes it as parameters. `is_foreign`: it speaks
+    another's words, in which its errors are told as well.
     """
 
     summary: str
@@ -28,6 +29,7 @@ class Endpoint(NamedTuple):
     body: Object | None = None
     fields: bool = False
     tag: str = "Operations"
+    is_foreign: bool = False
 
 
 def ref(name: str, section: str = "schemas") -> Object:

@@ -25,6 +25,7 @@ from .schemas import CODES, EXAMPLE, PARAMETERS, REQUEST, RUN_ID, VERSIONS, as_j
 
 PROBLEM = "application/problem+json"
 TOO_LONG = 431  # of a URL, by the command's server (server.py)
+TAGS = ("Chat", "Runs", "Other wires", "Operations", "Files")
 EVERYWHERE = ("forbidden", "overloaded", "internal")  # another host, another site; all connections taken; a bug
 
 
@@ -56,7 +57,8 @@ class Document:
         paths: dict[str, Object] = {}
         for route in routes:
             if isinstance(route, Route):
-                paths[route.path] = {method.lower(): self._operation(method, route) for method in _methods(route)}
+                told = {method.lower(): self._operation(method, route) for method in _methods(route)}
+                paths.setdefault(path_of(route), {}).update(told)
         described = schemas(self._settings)
         return {
             "openapi": "3.2.0",
@@ -67,7 +69,7 @@ class Document:
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
             "servers": [{"url": "/"}],
-            "tags": [{"name": name} for name in ("Chat", "Runs", "Operations", "Files")],
+            "tags": [{"name": name} for name in TAGS],
             "paths": paths,
             "components": {
                 "schemas": described,
@@ -79,18 +81,19 @@ class Document:
         }
 
     def _operation(self, method: str, route: Route) -> Object:
-        endpoint = ENDPOINTS.get(f"{method} {route.path}") or _undescribed(route)
+        path = path_of(route)
+        endpoint = ENDPOINTS.get(f"{method} {path}") or _undescribed(route)
         codes = {*endpoint.codes, *EVERYWHERE} - ({"unauthorized"} if self._lets_all(route) else set())
         operation: Object = {
-            "operationId": re.sub(r"\W+", "_", f"{method.lower()}{route.path}").strip("_"),
+            "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
             "tags": [endpoint.tag],
             "summary": endpoint.summary,
             "description": endpoint.text,
             "parameters": [ref(name, "parameters") for name in self._names_of(endpoint)],
-            "responses": _with_problems(endpoint, codes),
+            "responses": endpoint.answers if endpoint.is_foreign else _with_problems(endpoint, codes),
         }
         if endpoint.body:
-            content = {JSON: {"schema": endpoint.body, "example": EXAMPLE}}
+            content = {JSON: {"schema": endpoint.body} | ({} if endpoint.is_foreign else {"example": EXAMPLE})}
             operation["requestBody"] = {"required": True, "content": content}
         if "unauthorized" in codes:
             operation["security"] = list(self._security(endpoint))
@@ -129,6 +132,11 @@ class Document:
         for one in (*PARAMETERS, parameter("name", "path", name | ({"enum": self._names} if self._is_open else {}))):
             if one["name"] != "X-Upstream-Key" or self._settings.allow_upstream_keys:
                 yield one["name"], one
+
+
+def path_of(route: Route) -> str:
+    """Return its path as OpenAPI has it: what a parameter may hold is told elsewhere."""
+    return re.sub(r":\w+}", "}", route.path)
 
 
 def _methods(route: Route) -> list[str]:

@@ -18,6 +18,7 @@ from streaming.events import Cancelled, Error, Terminal
 from streaming.log import Cursor, Encode
 from streaming.run import Run
 
+from .problem import told
 from .transport import GONE, SERVER_SEND, OnRefusal, let_go
 
 
@@ -114,7 +115,7 @@ class Viewer:
         with self._run.viewing():
             self._begin()
             # A task of its own: to resume it is not to go through all that has called us.
-            self._task = loop.create_task(self._send(headers, send, scope.get(SERVER_SEND, send)))
+            self._task = loop.create_task(self._tell(headers, scope, receive, send))
             self._tick()
             try:
                 await self._watch(receive)
@@ -130,9 +131,17 @@ class Viewer:
         elif not task.cancelled():
             task.result()
 
-    async def _send(self, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
+    async def _tell(self, headers: list[tuple[bytes, bytes]], scope: Scope, receive: Receive, send: Send) -> None:
+        form = self._form
+        try:
+            piece = await self._first_words() if form.holds else form.opening + form.take(self._cursor)
+        except Fault as failed:  # of the run, which is no refusal of the request
+            await told(scope, failed)(scope, receive, send)
+        else:
+            await self._send(piece, headers, send, scope.get(SERVER_SEND, send))
+
+    async def _send(self, piece: bytes, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
         cursor, form, now = self._cursor, self._form, self._now
-        piece = await self._first_words() if form.holds else form.opening + form.take(cursor)
         self._since, self._sending = now(), True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sending = False
