@@ -18,7 +18,7 @@ from wires.fold import Asked, Folded, Whole
 from wires.openai_chat import Chunks
 
 from .asgi import Exchange, ask, ask_json, make_app, run_ahead, service_of, time_passes
-from .folds import HELLO, RUN, RUNS, done, folded, log_of, start
+from .folds import HELLO, RUN, RUNS, done, folded, log_of, piecemeal, start
 
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
@@ -75,6 +75,7 @@ def test_chunks_that_the_client_has_are_left_out(skip: int) -> None:
     events = [start(), *HELLO, done()]
     whole = [chunk for event in events for chunk in Names().feed(event)]
     assert folded(Folded(Names(), merges=False, skip=skip), events) == b"".join(whole[skip:])
+    assert b"".join(piecemeal(Folded(Names(), merges=False, skip=skip), events)) == b"".join(whole[skip:])
 
 
 @pytest.mark.parametrize("seq", range(6))
@@ -100,6 +101,7 @@ def test_who_has_said_the_last_word_is_over_though_the_run_goes_on() -> None:
     assert form.take(cursor) == b"Hel"
     assert cursor.ended
     assert cursor.more() is None
+    log.append([*HELLO])
     assert form.take(cursor) == b""
 
 
@@ -150,11 +152,47 @@ def test_what_a_wire_has_no_words_for_is_neither_words_nor_a_ping() -> None:
     assert folded_openai(RUNS["modes"]).count(b"data:") == 3  # the role, the finish reason, [DONE]
 
 
+def test_what_comes_between_without_words_is_no_silence() -> None:
+    exchange = after({"call": {"tool": "weather", "result": "clear"}}, {"say": "It is clear."})
+    assert exchange.body.endswith(DONE)
+    assert b"ping" not in exchange.body
+
+
+def test_who_comes_when_it_has_failed_in_mid_answer_is_told_all_of_it() -> None:
+    async def asked() -> list[Exchange]:
+        app, told = await make_app(**CALM), []
+        for _ in range(2):
+            body, headers = body_of({"say": "Hello"}, {"cut": True}), {**JSON, "idempotency-key": "once"}
+            async with Exchange(app, "POST", CHAT, headers=headers, body=body) as exchange:
+                pass
+            told.append(exchange)
+        return told
+
+    first, second = run_ahead(asked())
+    assert first.body == second.body
+    assert (second.status, second.body.count(b"Hello"), second.body.count(b'"error"')) == (200, 1, 1)
+
+
 def folded_openai(events: list[Event]) -> bytes:
     log = EventLog(RUN)
     log.append(events)
     cursor = Cursor(log)
     return Folded(Chunks(RUN, wants_usage=False)).take(cursor)
+
+
+def test_a_run_that_failed_is_no_request_that_was_refused() -> None:
+    async def asked() -> dict[tuple[str, str], float]:
+        app = await make_app(**CALM)
+        before = dict(service_of(app).metrics.refusals)
+        async with posted({"fail": "upstream_auth"}, app=app):
+            pass
+        assert dict(service_of(app).metrics.refusals) == before
+        async with posted(app=app, n=2) as refused:
+            pass
+        assert refused.status == 400
+        return {key: count - before.get(key, 0) for key, count in service_of(app).metrics.refusals.items()}
+
+    assert {key: count for key, count in run_ahead(asked()).items() if count} == {("invalid_request", ""): 1}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -199,7 +237,7 @@ def test_the_whole_answer_comes_once_without_pings() -> None:
 
 
 def test_half_an_answer_is_none() -> None:
-    exchange = after({"say": "One two"}, {"cut": True}, stream=False)
+    exchange = after({"say": "One two", "every": 20}, {"cut": True}, stream=False)
     assert (exchange.status, json.loads(exchange.body)["error"]["code"]) == (502, "upstream_incomplete")
 
 
@@ -276,8 +314,9 @@ def test_the_newest_run_of_a_name_is_found_as_long_as_it_is_kept() -> None:
             runs.begin(run)
             assert runs.latest("chat", "") is run
             await run.wait()
+            await time_passes(20)
         assert runs.latest("chat", "somebody") is None
-        await time_passes(59)
+        await time_passes(39)
         assert runs.latest("chat", "") is second
         await time_passes(2)
         assert runs.latest("chat", "") is None
