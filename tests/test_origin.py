@@ -174,7 +174,8 @@ def test_an_allowed_page_may_read_its_answer_and_send_its_cookies(method: str, t
         {
             "access-control-allow-origin": "https://app.example",
             "access-control-allow-credentials": "true",
-            "access-control-expose-headers": "Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy",
+            "access-control-expose-headers": "Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy, "
+            "X-Vercel-AI-UI-Message-Stream, X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index",
             "vary": "Origin",
         },
     )

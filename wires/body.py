@@ -7,13 +7,15 @@ from starlette.requests import Request
 from streaming.errors import RequestError
 
 
-async def read_json(request: Request, most: int, seconds: float) -> bytes:
+async def read_json(request: Request, most: int, seconds: float, *, as_text: bool = False) -> bytes:
     """Read a body of `most` bytes at most, in `seconds`.
 
-    Raises RequestError where it says to be something else, grows too large or does not come.
+    Raises RequestError where it says to be something else (plain text may be JSON `as_text`), grows too large or does
+    not come.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
+    is_json = content_type == "application/json" or content_type.endswith("+json")
+    if not is_json and not (as_text and content_type == "text/plain"):
         raise RequestError("unsupported_media_type", "Send the body as Content-Type: application/json.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared.lstrip("0") or 0) > most:

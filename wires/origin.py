@@ -16,6 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from streaming.errors import RequestError
 
 EXPOSED = ["Location", "Content-Location", "Retry-After", "RateLimit", "RateLimit-Policy"]
+# What the Vercel AI SDK looks for in an answer (vercel.py).
+EXPOSED += ["X-Vercel-AI-UI-Message-Stream", "X-Workflow-Run-Id", "X-Workflow-Stream-Tail-Index"]
 
 
 def cors(allowed: Collection[str]) -> list[Middleware]:
