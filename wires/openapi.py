@@ -56,7 +56,7 @@ class Document:
         """Describe these routes, in the newest version."""
         paths: dict[str, Object] = {}
         for route in routes:
-            if isinstance(route, Route):
+            if isinstance(route, Route) and route.include_in_schema:
                 told = {method.lower(): self._operation(method, route) for method in _methods(route)}
                 paths.setdefault(path_of(route), {}).update(told)
         described = schemas(self._settings)

@@ -162,6 +162,15 @@ PARAMETERS = [
         "A key of the caller's own for the provider.",
     ),
     parameter("run_id", "path", _string(f"^{RUN_ID}$"), "The run's id."),
+    *(
+        parameter(name, "path", {"type": "string"}, text)
+        for name, text in (
+            ("response_id", "`resp_<run>`."),
+            ("model", "Its name; it may have slashes."),
+            ("chat_id", "The chat's id, or its run's."),
+            ("thread_id", "The thread's id."),
+        )
+    ),
     parameter("expires", "query", {"type": "string"}, "Of a signed URL: until when it counts."),
     parameter("signature", "query", {"type": "string"}, "Of a signed URL."),
     parameter("verbose", "query", {"type": "string"}, "Tell of the models, whatever its value."),
