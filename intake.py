@@ -89,8 +89,8 @@ class Intake:
         body = await self.body(request)
         return self.run_of(decode_body(body), caller, provider, default, linger=linger, key=key, body=body)
 
-    async def body(self, request: Request) -> bytes:
-        return await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout)
+    async def body(self, request: Request, *, as_text: bool = False) -> bytes:
+        return await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout, as_text=as_text)
 
     def run_of(
         self,
@@ -112,17 +112,26 @@ class Intake:
         limits = chat.limits(self.settings.limits, linger)
         return self._create(choice, requests, limits, caller, key=key, asked=digest(str(choice), body))
 
-    def run_asked(self, asked: Asked, caller: Caller, *, linger: float, key: str = "", body: bytes = b"") -> Run:
+    def run_asked(
+        self,
+        asked: Asked,
+        caller: Caller,
+        provider: str | None = None,
+        *,
+        linger: float,
+        key: str = "",
+        body: bytes = b"",
+    ) -> Run:
         """Make the run of a request that came by another's wire.
 
         Its clients send what their API demands: of how to generate, chains and graphs pass over what is no more than a
         hint. An upstream of the same API gets the request as it came.
         """
         chat = asked.chat
-        choice = self._choose(chat, caller)
+        choice = self._choose(chat, caller, provider)
         requests = []
         for model in choice.models:
-            request = self._request(model, chat, caller)
+            request = asked.fit(self._request(model, chat, caller), self._providers.takes(model))
             if self._providers.has_effects(model.provider):
                 request = replace(request, **HINTS)
             elif asked.api and asked.api == self._providers.api(model.provider):

@@ -25,7 +25,7 @@ from langchain_core.runnables.utils import AddableDict
 
 from streaming.errors import RequestError
 from streaming.events import Events, Token, Updates, Values
-from streaming.request import Emit, ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest, Takes
 
 from . import Item
 from .plain import plain
@@ -86,6 +86,9 @@ class Chains:
         self._chains = {
             name: _Chain(runnable) for name, runnable in find(settings.options, worker, Runnable, "a chain").items()
         }
+
+    def takes(self, name: str) -> Takes:
+        return Takes(fields={*self._chains[name].input_of.fields})
 
     def prepare(self, request: RunRequest) -> RunRequest:
         if foreign := request.given(FOR_GRAPHS):

@@ -25,6 +25,8 @@ from .plain import plain
 def conversation(request: RunRequest) -> list[BaseMessage]:
     """The messages in LangChain's words, the system's first."""
     messages = [{"content": "", **msgspec.to_builtins(message)} for message in request.messages]
+    for message, message_id in zip(messages, request.ids, strict=False):  # which not every request has
+        message["id"] = message_id
     if request.system is not None:
         messages.insert(0, {"role": "system", "content": request.system})
     return convert_to_messages(messages)

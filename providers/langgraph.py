@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
+from langgraph.channels import BinaryOperatorAggregate
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import EmptyInputError, GraphRecursionError, InvalidUpdateError
 from langgraph.pregel import Pregel
@@ -35,7 +36,7 @@ from streaming.events import (
     Updates,
     Values,
 )
-from streaming.request import Emit, ProviderSettings, RunRequest
+from streaming.request import Emit, ProviderSettings, RunRequest, Takes
 
 from . import Item
 from .plain import plain
@@ -182,6 +183,8 @@ class _Graph:
         self.intake = Intake(pregel)
         self.keeps_threads = isinstance(pregel.checkpointer, BaseCheckpointSaver)
         self.turns: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
+        adding = {name for name, channel in pregel.channels.items() if isinstance(channel, BinaryOperatorAggregate)}
+        self.takes = Takes(True, {*self.intake.fields}, adding, self.keeps_threads)
 
     def check(self, request: RunRequest) -> None:
         """Raise RequestError where the graph cannot do what is asked of it."""
@@ -240,6 +243,9 @@ class Graphs:
         self._worker = worker
         found = find(settings.options, worker, Pregel, "a compiled graph")
         self._graphs = {name: _Graph(name, graph, blocks=worker.call(_blocks(graph))) for name, graph in found.items()}
+
+    def takes(self, name: str) -> Takes:
+        return self._graphs[name].takes
 
     def prepare(self, request: RunRequest) -> RunRequest:
         """Check what is asked of the graph, and name the thread where it keeps some and the request names none."""

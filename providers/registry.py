@@ -26,6 +26,7 @@ from streaming.request import (
     Provider,
     ProviderSettings,
     RunRequest,
+    Takes,
 )
 
 from . import load_target
@@ -295,6 +296,11 @@ class Providers:
     def api(self, provider: str) -> str:
         """Return whose API it speaks, of those whose requests it takes as they are; "" for none."""
         return self._entries[provider].kind.api
+
+    def takes(self, model: Model) -> Takes | None:
+        """Return what a chain or graph takes; None of a model, which takes a conversation."""
+        takes = getattr(self._entries[model.provider].made, "takes", None)
+        return takes(model.model) if takes else None
 
     def prepare(self, provider: str, request: RunRequest) -> RunRequest:
         """Return the request as the provider takes it. Raises RequestError where it asks for what that has not."""

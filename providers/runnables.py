@@ -81,7 +81,7 @@ class Intake:
             return deepcopy(request.input)  # it may be changed, and the run looks at its own again
         messages = conversation(request)
         if "messages" in self.fields:
-            return {"messages": messages}
+            return {**deepcopy(request.beside), "messages": messages}
         # A single one as its text: any prompt and any model takes that.
         is_text = len(messages) == 1 and all(block["type"] == "text" for block in messages[0].content_blocks)
         return messages[-1].text if self._takes_text or is_text else messages

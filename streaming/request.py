@@ -3,8 +3,8 @@
 Messages are in the field's common form (that of OpenAI's chat completions); each provider translates them to its own.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Callable, Sequence, Set
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -165,7 +165,8 @@ class RunRequest(Options, frozen=True, kw_only=True):
 
     Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours,
     and `owner` whoever that is. `trace` are the headers by which an upstream learns of the run's trace, if it has one.
-    `verbatim` is the body as the client sent it, where that is in the upstream's own words.
+    `verbatim` is the body as the client sent it, where that is in the upstream's own words. For a graph: `ids` of the
+    messages, by which its thread knows them again, and what of its input is `beside` them.
     """
 
     model: str
@@ -175,6 +176,8 @@ class RunRequest(Options, frozen=True, kw_only=True):
     owner: str = ""
     trace: Headers = ()
     verbatim: dict[str, Any] | None = None
+    ids: tuple[str, ...] = ()
+    beside: dict[str, Any] = {}
 
     @property
     def kept_as(self) -> str | None:
@@ -196,6 +199,15 @@ def _characters(message: Message) -> int:
     if message.content is None or isinstance(message.content, str):
         return calls + len(message.content or "")
     return calls + sum(len(part.text) for part in message.content if isinstance(part, TextPart))
+
+
+class Takes(NamedTuple):
+    """What a chain or graph takes: the fields of its input, and which of them add to what was there."""
+
+    is_graph: bool = False
+    fields: Set[str] = frozenset()
+    adding: Set[str] = frozenset()
+    keeps_threads: bool = False
 
 
 class ProviderSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,7 +257,7 @@ class Provider(Protocol):
     streaming.errors; cancellation closes the upstream's connection and is let through, as is what `emit` raises.
 
     One that is made before it is asked for may have a `prepare(request)`, called before a run begins: it returns the
-    request, filled up where need be, or raises RequestError.
+    request, filled up where need be, or raises RequestError. A chain's or graph's has a `takes(model)`, too.
     """
 
     async def stream(self, request: RunRequest, emit: Emit, /) -> None: ...
