@@ -1,7 +1,8 @@
 """Anthropic's Messages stream: message_start, content blocks with their deltas, message_delta, message_stop.
 
 https://docs.anthropic.com/en/api/messages-streaming. Unknown event and block types pass by, as it asks for. The
-terminator is `message_stop`. The API demands `max_tokens`, and has no `seed` and no JSON mode without a schema.
+terminator is `message_stop`. The API demands `max_tokens`, and has no `seed` and no JSON mode without a schema. What it
+thought in secret (`redacted_thinking`) passes by, too.
 """
 
 from typing import Any
@@ -63,6 +64,7 @@ class _Block(Struct, gc=False):
     name: str = ""
     text: str = ""
     thinking: str = ""
+    signature: str = ""
     input: Any = None
 
 
@@ -70,6 +72,7 @@ class _Delta(Struct, gc=False):
     text: str | None = None
     thinking: str | None = None
     partial_json: str | None = None
+    signature: str | None = None
     stop_reason: str | None = None
 
 
@@ -105,6 +108,7 @@ class Translation:
     def __init__(self) -> None:
         self.over = False
         self._calls: dict[int, _Call] = {}
+        self._thoughts: set[int] = set()
         self._broken: list[ToolCall] = []
         self._reason: FinishReason = "stop"
         self._model: str | None = None
@@ -152,13 +156,18 @@ class Translation:
         if delta.partial_json and (call := self._calls.get(index)):
             call.parts.append(delta.partial_json)
             return [ToolCallDelta(call.index, delta.partial_json)]
+        if delta.signature and index in self._thoughts:
+            return [Reasoning("", signature=delta.signature)]
         return []
 
     def _open(self, index: int, block: _Block) -> list[Item]:
         if block.type == "tool_use":
             call = self._calls[index] = _Call(len(self._calls), block.id, block.name, block.input or {}, [])
             return [ToolCallDelta(call.index, "", call.id, call.tool)]
-        return self._delta(index, _Delta(block.text, block.thinking))
+        if block.type == "thinking":
+            self._thoughts.add(index)
+        opening, signature = _Delta(block.text, block.thinking), _Delta(signature=block.signature)
+        return self._delta(index, opening) + self._delta(index, signature)
 
     def _whole(self, call: _Call) -> list[Item]:
         """Say the call with its arguments parsed; broken ones wait for the stop reason, which may explain them."""
@@ -189,7 +198,8 @@ def _usage(usage: _Usage) -> Usage:
 def body(request: RunRequest, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
     """The request in the Messages API's words. Raises RequestError for what it lacks; `seed` is a hint."""
     if request.verbatim is not None:
-        return {**request.verbatim, "model": request.model, "stream": True, **(request.provider_options or {})}
+        ours = {"model": request.model, "stream": True}
+        return {"max_tokens": max_tokens, **request.verbatim, **ours, **(request.provider_options or {})}
     fields = {
         "system": _system(request),
         "temperature": request.temperature,

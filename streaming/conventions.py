@@ -139,7 +139,7 @@ def _part(part: TextPart | ImagePart) -> dict[str, Any]:
 def _parts(event: Event) -> Iterator[dict[str, Any]]:
     if isinstance(event, Token):
         yield _said("text", event.text)
-    elif isinstance(event, Reasoning):
+    elif isinstance(event, Reasoning) and event.text:
         yield _said("reasoning", event.text)
     elif isinstance(event, ToolCall):
         yield _call(event.id, event.tool, event.args)

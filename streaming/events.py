@@ -58,6 +58,11 @@ class Delta(Event, frozen=True):
         """Whether it says nothing: no content, then, and no sign of life."""
         return not self.text
 
+    @property
+    def weight(self) -> int:
+        """Bytes of what an upstream may say at length beside the text."""
+        return 0
+
     def joined(self, text: str) -> "Delta":
         """Return this delta with `text` in place of its own."""
         raise NotImplementedError
@@ -113,20 +118,39 @@ class Token(Delta, frozen=True):
 
 
 class Reasoning(Delta, frozen=True):
-    """A delta of the model's thinking, where it shows it."""
+    """A delta of the model's thinking, where it shows it.
+
+    With a `signature`, and no text, it closes what was thought: an upstream that signs (Anthropic's) wants both back.
+    """
 
     name = "reasoning"
     text: str = field(name="reasoning")
     node: str | UnsetType = UNSET
     ns: tuple[str, ...] | UnsetType = UNSET
+    signature: str | UnsetType = UNSET
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.text and self.signature is UNSET
+
+    @property
+    def weight(self) -> int:
+        return 0 if self.signature is UNSET else len(self.signature)
 
     def follows(self, other: Event) -> bool:
-        return isinstance(other, Reasoning) and self.node == other.node and self.ns == other.ns
+        return (
+            isinstance(other, Reasoning)
+            and self.signature is UNSET
+            and other.signature is UNSET  # what is signed is closed
+            and self.node == other.node
+            and self.ns == other.ns
+        )
 
     def joined(self, text: str) -> "Reasoning":
-        return Reasoning(text, self.node, self.ns)
+        return Reasoning(text, self.node, self.ns, self.signature)
 
-    going_on = joined
+    def going_on(self, text: str) -> "Reasoning":
+        return Reasoning(text, self.node, self.ns)
 
 
 class ToolCallDelta(Delta, frozen=True):

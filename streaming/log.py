@@ -85,6 +85,7 @@ class EventLog:
                     continue
                 else:
                     last = event
+                    self.size += event.weight
                 self._heads.append(len(entries))
                 entries.append(event)
                 if last is None:
@@ -267,7 +268,7 @@ async def follow(log: EventLog, after: int) -> AsyncIterator[list[Numbered]]:
 def size_of(event: Event) -> int:
     """Bytes an event is counted as holding: its content as UTF-8 and a constant."""
     if isinstance(event, Delta):
-        return EVENT_OVERHEAD + _utf8(event.text)
+        return EVENT_OVERHEAD + _utf8(event.text) + event.weight
     try:
         return EVENT_OVERHEAD + len(msgspec.json.encode(event, enc_hook=str))
     except UnicodeEncodeError:  # half of a surrogate pair, which an upstream can name in its JSON

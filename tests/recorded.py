@@ -50,7 +50,8 @@ def joined(events: Told) -> Told:
     out: Told = []
     for name, data in events:
         text = {"token": "token", "reasoning": "reasoning", "tool_call_delta": "args_delta"}.get(name)
-        if text and out and out[-1][0] == name and "id" not in data and out[-1][1].get("index") == data.get("index"):
+        opens_or_closes = data.keys() & {"id", "signature"} or (out and "signature" in out[-1][1])
+        if text and out and out[-1][0] == name and not opens_or_closes and out[-1][1].get("index") == data.get("index"):
             out[-1][1][text] += data[text]
         else:
             out.append((name, dict(data)))
@@ -621,6 +622,7 @@ def claude_end(reason: str, written: int, details: Any = None, **usage: Any) -> 
     )
 
 
+SIGNATURE = "EqQBCgIYAhIM1gbcDa9GJwZA2b3hGgxBdjrkzLoky3dl1pkiMOYds"
 PING = claude("ping")
 TEXT_OPEN = claude("content_block_start", index=0, content_block={"type": "text", "text": ""})
 TEXT_STOP = claude("content_block_stop", index=0)
@@ -695,14 +697,18 @@ CLAUDE_RECORDINGS = [
                 {"type": "thinking", "thinking": "", "signature": ""},
                 {"type": "thinking_delta", "thinking": "Two and"},
                 {"type": "thinking_delta", "thinking": " two."},
-                {"type": "signature_delta", "signature": "EqQBCgIYAhIM1gbcDa9GJwZA2b3hGgxBdjrkzLoky3dl1pkiMOYds"},
+                {"type": "signature_delta", "signature": SIGNATURE},
             ),
             *block(1, {"type": "redacted_thinking", "data": "EmwKAhgBEgy3va3pzix/LafPsn4aDFIT2Xlxh0L5L8rLVyIwxtE3"}),
             *text_block(2, "Four", "."),
             *claude_end("end_turn", 31, output_tokens_details={"thinking_tokens": 24}),
         ),
-        [("reasoning", {"reasoning": "Two and two."}), ("token", {"token": "Four."})],
-        ANTHROPIC.done(4, usage={"input_tokens": 25, "output_tokens": 31, "reasoning_tokens": 24}),
+        [
+            ("reasoning", {"reasoning": "Two and two."}),
+            ("reasoning", {"reasoning": "", "signature": SIGNATURE}),
+            ("token", {"token": "Four."}),
+        ],
+        ANTHROPIC.done(5, usage={"input_tokens": 25, "output_tokens": 31, "reasoning_tokens": 24}),
     ),
     claude_recording(
         "tools",

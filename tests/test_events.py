@@ -55,6 +55,7 @@ SHAPES: list[tuple[Event, str, str]] = [
     (Token("x", node="agent", ns=("a", "b")), "token", '{"token":"x","node":"agent","ns":["a","b"]}'),
     (Reasoning("hm"), "reasoning", '{"reasoning":"hm"}'),
     (Reasoning("hm", node="agent", ns=()), "reasoning", '{"reasoning":"hm","node":"agent","ns":[]}'),
+    (Reasoning("", signature="EqQB"), "reasoning", '{"reasoning":"","signature":"EqQB"}'),
     (ToolCallDelta(0, '{"a'), "tool_call_delta", '{"index":0,"args_delta":"{\\"a"}'),
     (
         ToolCallDelta(1, "", "call_1", "f", "agent", ("a",)),
@@ -160,6 +161,8 @@ def test_nothing_merges_to_nothing() -> None:
         (Token("a", ns=("x",)), Token("a", ns=("x", "y"))),
         (Reasoning("a"), Reasoning("a", node="agent")),
         (Reasoning("a", ns=("x",)), Reasoning("a", ns=("y",))),
+        (Reasoning("a"), Reasoning("", signature="s")),
+        (Reasoning("", signature="s"), Reasoning("", signature="t")),
         (ToolCallDelta(0, "a"), Token("a")),
         (ToolCallDelta(0, "a"), ToolCallDelta(1, "a")),
         (ToolCallDelta(0, "a"), ToolCallDelta(0, "a", node="agent")),
@@ -197,7 +200,7 @@ _ns = st.sampled_from([UNSET, ("x",)])
 _events = st.lists(
     st.one_of(
         st.builds(Token, _text, _node, _ns),
-        st.builds(Reasoning, _text, _node, _ns),
+        st.builds(Reasoning, _text, _node, _ns, st.sampled_from([UNSET, UNSET, "s", "t"])),
         st.builds(ToolCallDelta, st.integers(0, 1), _text, st.just(UNSET), st.just(UNSET), _node, _ns),
         st.builds(ToolCallDelta, st.integers(0, 1), _text, st.sampled_from(["call_1", "call_2"]), st.just("f")),
         st.just(ToolCall("call_1", "f", {})),
@@ -228,6 +231,8 @@ def said(events: Iterable[Event]) -> list[Any]:
         if isinstance(event, ToolCallDelta) and event.id is not UNSET:
             spelled.append((kin(event), "opens", event.id, event.tool))
         spelled += [(kin(event), character) for character in event.text]
+        if isinstance(event, Reasoning) and event.signature is not UNSET:
+            spelled.append((kin(event), "closes", event.signature))
     return spelled
 
 
@@ -250,7 +255,9 @@ def test_any_batching_of_the_same_events_says_the_same(events: list[Event], cuts
 def test_nothing_that_could_be_merged_stays_apart(events: list[Event]) -> None:
     for (_, one), (_, other) in pairwise(merge(events, 0)):
         opens = isinstance(other, ToolCallDelta) and other.id is not UNSET
-        assert opens or not (isinstance(one, Delta) and isinstance(other, Delta) and kin(one) == kin(other))
+        closes = any(isinstance(event, Reasoning) and event.signature is not UNSET for event in (one, other))
+        are_kin = isinstance(one, Delta) and isinstance(other, Delta) and kin(one) == kin(other)
+        assert opens or closes or not are_kin
 
 
 @settings(deadline=None)  # another process may have the core

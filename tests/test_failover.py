@@ -141,6 +141,7 @@ ASKED: list[Item] = [d("{}", "c1")]
 STEP = Updates(("sub:1",), {"n": 1})
 ONE, TWO = Token("Hi", "one"), Token("Hi", "two")
 HM, HI = Reasoning("hm"), Token("Hi")
+SIGNED, SIGNED_ELSE = Reasoning("", signature="s"), Reasoning("", signature="t")
 CASES: dict[str, Case] = {  # what was said; what comes; whether it differs; what is passed on
     "the same": (t("Hello"), [t("Hello")], False, [[]]),
     "the same, and its end": (t("Hello"), [[*t("Hello"), STOP]], False, [[STOP]]),
@@ -155,6 +156,10 @@ CASES: dict[str, Case] = {  # what was said; what comes; whether it differs; wha
     "reasoning, then text": ([HM, *t("Hel")], [[Reasoning("h")], [Reasoning("m"), *t("Hell")]], False, [[], t("l")]),
     "longer reasoning": ([HM, HI], [[HM], [Reasoning("m")], [HI]], True, [[], [HM, Reasoning("m")], [HI]]),
     "shorter reasoning": ([Reasoning("hmm"), HI], [[HM, HI]], True, [[HM, HI]]),
+    "signed reasoning": ([HM, SIGNED, HI], [[HM], [SIGNED], [HI, STOP]], False, [[], [], [STOP]]),
+    "reasoning that is signed at last": ([HM, SIGNED], [[HM], [SIGNED], [HI]], False, [[], [], [HI]]),
+    "reasoning that is signed otherwise": ([HM, SIGNED], [[HM], [SIGNED_ELSE]], True, [[], [HM, SIGNED_ELSE]]),
+    "reasoning that is not signed": ([HM, SIGNED], [[HM], [HI]], True, [[], [HM, HI]]),
     "another node": ([ONE], [[TWO]], True, [[TWO]]),
     "another node later": ([ONE], [[Token("H", "one"), TWO]], True, [[Token("H", "one"), TWO]]),
     "a node goes on": ([ONE], [[Token("Hi!", "one")]], False, [[Token("!", "one")]]),
@@ -203,6 +208,7 @@ _answers = st.lists(
     st.one_of(
         st.builds(Token, _texts, st.sampled_from([UNSET, "n"])),
         st.builds(Reasoning, _texts),
+        st.sampled_from([SIGNED, SIGNED_ELSE]),
         st.builds(d, st.text("ab", max_size=3), st.sampled_from(["c1", "c2"]), st.integers(0, 1)),
         st.sampled_from([CALL, STEP]),
     ),

@@ -81,14 +81,16 @@ def test_an_event_counts_its_text_in_utf8_and_a_constant() -> None:
     ]
     assert size_of(Token("\ud800")) - EVENT_OVERHEAD == 3  # half a character, as a sloppy upstream may send it
     assert size_of(ToolCall("i", "f", {"a": 1})) - EVENT_OVERHEAD == len('{"id":"i","tool":"f","args":{"a":1}}')
+    assert size_of(Reasoning("", signature="EqQB")) - EVENT_OVERHEAD == 4  # it may be kilobytes
 
 
 def test_the_size_of_a_log_is_that_of_its_events() -> None:
     log = EventLog()
     assert log.size == 0
     log.append([Token("abc"), Token("é")])
-    log.append([END])
-    assert log.size == size_of(Token("abc")) + size_of(Token("é")) + size_of(END)
+    log.append([Reasoning("", signature="EqQB"), Reasoning("hm"), END])
+    more = size_of(Reasoning("", signature="EqQB")) + size_of(Reasoning("hm"))
+    assert log.size == size_of(Token("abc")) + size_of(Token("é")) + more + size_of(END)
 
 
 def test_a_reset_voids_what_was_counted_and_said_before_it_and_keeps_it_in_the_log() -> None:
@@ -105,6 +107,19 @@ def test_a_reset_voids_what_was_counted_and_said_before_it_and_keeps_it_in_the_l
         Start(run="r", provider="p", model="m", created=0),
         Token("de"),
         END,
+    ]
+
+
+def test_a_signature_closes_what_was_thought_and_is_never_lost() -> None:
+    said = [Reasoning("h"), Reasoning("m"), Reasoning("", signature="EqQB"), Reasoning("More"), Reasoning("."), END]
+    log = log_of(*said)
+    assert log.read(0) == said
+    assert [[event for _, event in log.merged(after)] for after in range(5)] == [
+        [Reasoning("hm"), Reasoning("", signature="EqQB"), Reasoning("More."), END],
+        [Reasoning("m"), Reasoning("", signature="EqQB"), Reasoning("More."), END],
+        [Reasoning("", signature="EqQB"), Reasoning("More."), END],
+        [Reasoning("More."), END],
+        [Reasoning("."), END],
     ]
 
 

@@ -353,7 +353,7 @@ def test_messages_that_close_without_their_terminator_are_not_whole() -> None:
     assert messages(*ANSWER, more(0, "text_delta", text="Hi"), last) == [OPENING, Token("Hi")]
 
 
-def test_thinking_is_reasoning_and_its_signature_passes_by() -> None:
+def test_thinking_is_reasoning_and_closed_by_its_signature() -> None:
     assert messages(
         *ANSWER,
         opened(0, "thinking", thinking="H", signature=""),
@@ -366,7 +366,36 @@ def test_thinking_is_reasoning_and_its_signature_passes_by() -> None:
         more(2, "text_delta", text="i"),
         closed(2),
         *ending("end_turn", output_tokens=5),
-    ) == [OPENING, Reasoning("H"), Reasoning("m"), Token("H"), Token("i"), Finish("stop", Usage(9, 5), "claude")]
+    ) == [
+        OPENING,
+        Reasoning("H"),
+        Reasoning("m"),
+        Reasoning("", signature="EqQB"),
+        Token("H"),
+        Token("i"),
+        Finish("stop", Usage(9, 5), "claude"),
+    ]
+
+
+def test_thoughts_may_be_kept_back_and_signed_all_the_same() -> None:
+    """As of a `display` that is omitted; a signature in the opening, too, and none that is of no thinking."""
+    assert messages(
+        *ANSWER,
+        opened(0, "thinking", thinking="", signature=""),
+        more(0, "signature_delta", signature="EqQB"),
+        closed(0),
+        opened(1, "thinking", thinking="Hm", signature="EqQC"),
+        closed(1),
+        opened(2, "text", text="Hi"),
+        more(2, "signature_delta", signature="EqQD"),
+        closed(2),
+        *ending("end_turn", output_tokens=5),
+    )[1:-1] == [
+        Reasoning("", signature="EqQB"),
+        Reasoning("Hm"),
+        Reasoning("", signature="EqQC"),
+        Token("Hi"),
+    ]
 
 
 def test_a_messages_call_is_whole_when_its_block_closes() -> None:

@@ -176,6 +176,8 @@ export interface Token extends FromGraph {
 
 export interface Reasoning extends FromGraph {
   reasoning: string;
+  /** Closes what was thought: some upstreams sign it. */
+  signature?: string;
 }
 
 export interface ToolCallDelta extends FromGraph {
