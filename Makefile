@@ -18,7 +18,7 @@ run: $(VENV)/.run
 	@$(BIN)/python -c 'from importlib.util import find_spec as f; exit(not (f("langgraph") and f("langchain_openai")))' \
 		&& config=examples/sidestream.toml; SIDESTREAM_CONFIG="$${SIDESTREAM_CONFIG-$$config}" exec $(BIN)/sidestream $(ARGS)
 
-test: $(VENV)/.test $(VENV)/.node system
+test: $(VENV)/.test $(VENV)/.node $(VENV)/.litellm system
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 check: $(VENV)/.test
@@ -71,6 +71,12 @@ $(VENV)/.bench: pyproject.toml Makefile | $(VENV)/bin/python
 $(VENV)/.node: tests/javascript/package.json $(VENV)/.test
 	@mkdir -p $(VENV)/node && cp $< $(VENV)/node/
 	@$(BIN)/npm install --prefix $(VENV)/node --no-package-lock --legacy-peer-deps --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+	@touch $@
+
+# LiteLLM as a client of the tests, apart from all else: it wants its own versions of much. Some 380 MB, and 40 s.
+$(VENV)/.litellm: Makefile | $(VENV)/bin/python
+	@$(BIN)/python -m venv $(VENV)/litellm
+	$(VENV)/litellm/bin/pip install --quiet --disable-pip-version-check 'litellm>=1.100,<2'
 	@touch $@
 
 # What the tests need beside Python: installed where that is allowed, else named in one line.

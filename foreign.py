@@ -4,18 +4,20 @@ What a wire's requests and bytes are like is told by the wire (wires/fold.py); w
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from intake import Intake
-from streaming.errors import Fault
+from streaming.errors import Fault, RequestError
 from streaming.run import Run
 from streaming.settings import Settings
+from wires import openai_responses, vercel
 from wires.fold import Answer, Wire
 from wires.problem import TELLER
-from wires.resource import idempotency_key, path_of
+from wires.resource import idempotency_key, json_response, path_of
 from wires.sse import EventStream
 from wires.viewer import Form, Viewer
 
@@ -50,13 +52,66 @@ class Foreign:
     async def _run(self, wire: Wire, linger: float, request: Request) -> Response:
         caller = self._intake.caller(request)
         left = self._intake.spend(caller, request)
-        body = await self._intake.body(request)
+        body = await self._intake.body(request, as_text=wire.takes_text)
         asked = wire.decode(body)
         key = idempotency_key(request.headers)
         linger = linger if asked.linger is None else asked.linger
-        run = self._intake.run_asked(asked, caller, linger=linger, key=key, body=body)
+        name = request.path_params.get("name")
+        run = self._intake.run_asked(asked, caller, name, linger=linger, key=key, body=body)
         form = asked.form(run)
-        return self.follow(request, run, form, {**wire.headers(run), **left}, streams=asked.streams)
+        headers = {**wire.headers(run), **left}
+
+        def tell(fault: Fault) -> Response:
+            """Answer with what the run fails by before its first words: it was a run all the same."""
+            response = wire.tell(fault)
+            response.headers.update(headers)
+            return response
+
+        request.scope[TELLER] = tell
+        return self.follow(request, run, form, headers, streams=asked.streams)
+
+    async def ui_stream(self, request: Request) -> Response:
+        """Tell a Vercel chat's newest run, or a run by its id, to who comes back to it; or stop it (by DELETE)."""
+        run = self._chats_run(request.path_params["chat_id"], self._intake.caller(request).owner)
+        start_index = request.query_params.get("startIndex")
+        if request.method == "DELETE" and run:
+            run.end("requested")
+            await run.wait()
+        elif start_index is not None:
+            if run is None:
+                raise RequestError("not_found", "There is no such run, or it was over and is no longer kept.")
+            return self.follow(request, run, *vercel.behind(run, start_index))
+        elif run and not run.log.closed:
+            return self.follow(request, run, vercel.replay(run), vercel.headers(run))
+        return Response(status_code=204, headers={"Cache-Control": "no-store"})
+
+    def _chats_run(self, name: str, owner: str) -> Run | None:
+        runs = self._intake.runs
+        if run := runs.latest(vercel.name_of(name), owner):
+            return run
+        with suppress(RequestError):
+            return runs.find(name, owner)
+        return None
+
+    async def response(self, request: Request) -> Response:
+        """Tell a response of OpenAI's API as it stands; with `?stream=true` as events, by POST once it is stopped."""
+        run = self.find(request, request.path_params["response_id"].removeprefix("resp_"))
+        if request.method == "POST":
+            run.end("requested")
+            await run.wait()
+        elif request.method == "GET" and request.query_params.get("stream") == "true":
+            form = openai_responses.again(run, request.query_params.get("starting_after"))
+            return self.follow(request, run, form, openai_responses.WIRE.headers(run))
+        return json_response(openai_responses.snapshot(run), 200, **openai_responses.WIRE.headers(run))
+
+    def find(self, request: Request, run_id: str) -> Run:
+        """Return a run of the caller's. Raises RequestError not_found."""
+        return self._intake.runs.find(run_id, self._intake.caller(request).owner)
+
+    async def body(self, request: Request) -> bytes:
+        """Return the body of a request that starts no run."""
+        self._intake.caller(request)
+        return await self._intake.body(request)
 
     def follow(
         self,

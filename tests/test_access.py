@@ -76,8 +76,7 @@ GUARDED = [
     ("HEAD", "/runs/{id}"),
     ("DELETE", "/runs/{id}"),
     ("GET", "/runs/{id}/events"),
-    ("GET", "/v1/models"),
-    ("GET", f"/v1/models?key={WEB}&api_key={WEB}&access_token={WEB}&X-API-Key={WEB}"),
+    ("GET", f"/metrics?key={WEB}&api_key={WEB}&access_token={WEB}&X-API-Key={WEB}"),
     ("GET", "/metrics"),
     ("GET", "/readyz?verbose"),
     ("GET", "/readyz?verbose=0"),
@@ -92,6 +91,16 @@ GUARDED = [
     ("DELETE", f"/runs/{UNKNOWN}"),
     ("GET", f"/runs/{UNKNOWN}/events"),
     ("GET", "/runs/{id}/events?last_event_id={id}-99"),
+]
+# What is told in the words of others.
+FOREIGN = [
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/held"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/resp_{id}"),
+    ("GET", "/v1/responses/resp_{id}?stream=true"),
+    ("POST", "/v1/responses/resp_{id}/cancel"),
 ]
 FREE = ["/", "/docs", "/openapi.json", "/graph.js", "/sidestream.js", "/sidestream.d.ts", "/healthz", "/readyz"]
 SHOW = "Show a key: `Authorization: Bearer <key>`."
@@ -146,12 +155,16 @@ def test_who_shows_no_key_that_counts_gets_nothing_and_begins_nothing(detail: st
             before = Counted.runs
             guarded = placed(unread(app, read), *headers.items())
             exchanges = [await send(guarded, method, target.replace("{id}", run)) for method, target in GUARDED]
+            others = [await send(guarded, method, target.replace("{id}", run)) for method, target in FOREIGN]
             async with HandSocket(guarded) as socket:
                 assert socket.refused_with is not None
                 status, told = socket.refused_with
             exists = await send(app, "GET", f"/runs/{run}", bearer(WEB))
             assert json.loads(exists.body)["state"] == "running"
             assert (status, told["code"], told["detail"]) == (401, "unauthorized", detail)
+            for one in others:
+                assert (one.status, json.loads(one.body)["error"]["message"]) == (401, detail)
+                assert one.headers["www-authenticate"] == 'Bearer realm="sidestream"'
             return [(one.status, one.headers, one.body) for one in exchanges], read, Counted.runs - before
 
     answers, read, begun = run_ahead(test())
@@ -185,7 +198,7 @@ def test_who_shows_a_key_or_token_that_counts_is_its_owner(owner: str, headers: 
             shown = placed(app, *headers.items())
             created = json.loads((await send(shown, "POST", "/runs")).body)
             run = service_of(app).runs.find(created["id"], None)
-            targets = [(method, target.replace("{id}", run.id)) for method, target in GUARDED]
+            targets = [(method, target.replace("{id}", run.id)) for method, target in [*GUARDED, *FOREIGN]]
             async with HandSocket(shown) as socket:
                 assert socket.refused_with is None
             return run.owner, [(await send(shown, method, target)).status for method, target in targets]
@@ -198,7 +211,7 @@ def test_who_shows_a_key_or_token_that_counts_is_its_owner(owner: str, headers: 
 def test_every_route_is_known_here_for_one_that_needs_a_key_or_none() -> None:
     async def test() -> list[str]:
         async with serving(**BOTH) as app:
-            known = [*GUARDED, *(("GET", path) for path in FREE)]
+            known = [*GUARDED, *FOREIGN, *(("GET", path) for path in FREE)]
             scopes = [{"type": "http", "method": method, "path": to.partition("?")[0]} for method, to in known]
             scopes.append({"type": "websocket", "path": "/ws/chat"})
             return [
@@ -556,7 +569,7 @@ def test_no_key_stands_in_an_answer_or_in_the_log_whatever_is_asked(loud: tuple[
     service, keys_file = loud
     said = []
     for headers in SHOWN.values():
-        for method, target in GUARDED:
+        for method, target in [*GUARDED, *FOREIGN]:
             if method == "GET":
                 target = target.replace("Hi", "Hi&model=scripted/echo").replace("{id}", UNKNOWN)
                 said.append(everything_of(Client(service.port, method, target, headers=headers)))

@@ -12,19 +12,16 @@ custom. The first chunk waits for the first content, so that what fails before i
     all others                     nothing
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
-from msgspec import UNSET, Struct, UnsetType
-from starlette.responses import Response
+from msgspec import UNSET, Struct
 
 from streaming.errors import Fault, RequestError
 from streaming.events import (
     Done,
     Event,
-    FinishReason,
     Reasoning,
     Reset,
     Start,
@@ -36,25 +33,26 @@ from streaming.events import (
 )
 from streaming.run import Run
 
-from .chat import beside, decoded, json_line
-from .fold import WAITS, Asked, Folded, Whole, Wire, refusal, status_of, unsayable
+from .chat import beside, json_line
+from .fold import WAITS, Asked, Folded, Whole, Wire, unsayable
+from .openai import (
+    Calls,
+    call_asked,
+    call_of,
+    check,
+    choice_asked,
+    content,
+    error,
+    format_asked,
+    function,
+    given,
+    read,
+    tell,
+    verbatim,
+)
 from .viewer import failure
 
-CODES = {
-    "unknown_model": "model_not_found",
-    "unauthorized": "invalid_api_key",
-    "rate_limited": "rate_limit_exceeded",
-    "upstream_rate_limited": "rate_limit_exceeded",
-    "context_length": "context_length_exceeded",
-    "content_filtered": "content_filter",
-}
 DONE = b"data: [DONE]\n\n"
-REASONS: dict[FinishReason, str] = {
-    "stop": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "content_filter": "content_filter",
-}
 
 
 class _StreamOptions(Struct, frozen=True):
@@ -81,84 +79,66 @@ class _Request(Struct, frozen=True):
     functions: Any = None
     logprobs: bool | None = None
     modalities: list[str] | None = None
-    sidestream: dict[str, Any] = {}
-
-
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+    sidestream: dict[str, Any] | None = None
 
 
 def decode(body: bytes) -> Asked:
     """Read a request. Raises RequestError for what cannot be answered here."""
-    told = decoded(_decode, body)
-    request = convert(told, _Request)
-    for name, holds, text in (
+    told, request = read(body, _Request)
+    check(
         ("n", request.n in (None, 1), "`n` can be 1 only: a run is one generation."),
         ("functions", not request.functions, "`functions` is no more; send `tools`."),
         ("logprobs", not request.logprobs, "`logprobs` cannot be told here."),
         ("modalities", request.modalities in (None, ["text"]), "Answers are text only."),
         ("messages", request.messages is not None or bool(request.sidestream), "Send `messages`."),
-    ):
-        if not holds:
-            raise RequestError("invalid_request", text, field=name)
+    )
+    tools = [_tool(one) for one in request.tools or ()] or None
+    limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     chat = beside(
-        request.sidestream,
+        request.sidestream or {},
         {
             "model": request.model,
-            "messages": [*messages(request.messages or [])],
-            "max_tokens": request.max_completion_tokens or request.max_tokens,
+            "messages": None if request.messages is None else [*messages(request.messages)],
+            "max_tokens": limit,
             "temperature": request.temperature,
             "top_p": request.top_p,
             "stop": request.stop,
             "seed": request.seed,
-            "tools": [tool(one) for one in request.tools or ()] or None,
-            "tool_choice": request.tool_choice,
-            "response_format": request.response_format,
+            "tools": tools,
+            "tool_choice": choice_asked(request.tool_choice, tools),
+            "response_format": format_asked(request.response_format),
         },
     )
     wants_usage = bool(request.stream_options and request.stream_options.include_usage)
     form = partial(_form, streams=bool(request.stream), wants_usage=wants_usage)
-    verbatim = {name: value for name, value in told.items() if name != "sidestream"}
-    return Asked(chat, form, bool(request.stream), api="openai", verbatim=verbatim)
-
-
-def convert(told: Any, kind: type[Any]) -> Any:
-    """Read a part of a request. Raises RequestError that names what is wrong and where."""
-    try:
-        return msgspec.convert(told, kind)
-    except msgspec.ValidationError as exc:
-        raise RequestError("invalid_request", f"Bad request: {exc}.") from None
+    return Asked(chat, form, bool(request.stream), api="openai", verbatim=verbatim(told))
 
 
 def messages(told: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the messages with what we know of them alone; an assistant's that says nothing says nothing."""
+    """Yield the messages with what we know of them alone, but those of no user or tool that say nothing."""
     for message in told:
         kept = {name: message[name] for name in ("role", "name", "tool_call_id") if message.get(name) is not None}
-        if (content := _content(message.get("content"))) is not None:
-            kept["content"] = content
+        if (said := content(message.get("content"), "messages")) is not None:
+            kept["content"] = said
         if calls := message.get("tool_calls"):
-            kept["tool_calls"] = calls
-        if kept.get("role") != "assistant" or kept.get("content") or calls:
+            kept["tool_calls"] = [_call(call) for call in calls] if isinstance(calls, list) else calls
+        if said or calls or kept.get("role") not in ("assistant", "system", "developer"):
             yield kept
 
 
-def _content(content: Any) -> Any:
-    return [_part(part) for part in content] if isinstance(content, list) else content
+def _call(told: Any) -> dict[str, Any]:
+    told = told if isinstance(told, dict) else {}
+    _check_kind(told, "messages")
+    return call_asked(told.get("id"), told.get("function"))
 
 
-def _part(part: Any) -> Any:
-    match part:
-        case {"type": "text", "text": text} | {"type": "refusal", "refusal": text}:
-            return {"type": "text", "text": text}
-        case {"type": "image_url", "image_url": {"url": url, **rest}}:
-            return {"type": "image_url", "image_url": {"url": url, "detail": rest.get("detail")}}
-    kind = part.get("type") if isinstance(part, dict) else None
-    raise RequestError("invalid_request", f"Content can be text and images, not {str(kind)[:50]!r}.", field="messages")
+def _tool(told: Mapping[str, Any]) -> dict[str, Any]:
+    _check_kind(told, "tools")
+    return function(told.get("function"))
 
 
-def tool(told: Mapping[str, Any]) -> dict[str, Any]:
-    if told.get("type") != "function":
-        raise RequestError("invalid_request", "Tools can be functions only.", field="tools")
-    return {"type": "function", "function": told.get("function")}
+def _check_kind(told: Mapping[str, Any], field: str) -> None:
+    check((field, told.get("type", "function") == "function", "Tools can be functions only."))
 
 
 def _form(run: Run, *, streams: bool, wants_usage: bool) -> Folded | Whole:
@@ -176,13 +156,13 @@ class Chunks:
         self._calls = Calls()
 
     def feed(self, event: Event) -> Iterator[bytes]:
-        if isinstance(event, Token):
+        if type(event) is Token:  # most are; isinstance() asks msgspec's metaclass
             yield from self._say(b'"content":%b' % json_line(event.text))
         elif isinstance(event, Reasoning):
-            yield from self._say(b'"reasoning_content":%b' % json_line(event.text))
+            if event.text:  # else it is a signature
+                yield from self._say(b'"reasoning_content":%b' % json_line(event.text))
         elif isinstance(event, ToolCallDelta | ToolCall):
-            if call := self._calls.add(event):
-                yield from self._say(b'"tool_calls":[%b]' % json_line(call), content=b"null")
+            yield from self._call(event)
         elif isinstance(event, Start):
             self._open(event)
         elif isinstance(event, Reset) and self.has_said:
@@ -211,6 +191,19 @@ class Chunks:
         if delta:
             yield self._choice(delta)
 
+    def _call(self, event: ToolCallDelta | ToolCall) -> Iterator[bytes]:
+        """Say what is new of a call: of one that was streamed, nothing once it is whole."""
+        said = self._calls.take(event)
+        if said is None or not (said.is_new or said.arguments):
+            return
+        told: dict[str, Any] = {"index": said.place}
+        function = {"arguments": said.arguments}
+        if said.is_new:
+            told |= {"id": event.id, "type": "function"}
+            function = {"name": given(event.tool), **function}
+        told["function"] = function
+        yield from self._say(b'"tool_calls":[%b]' % json_line(told), content=b"null")
+
     def _end(self, event: Terminal) -> Iterator[bytes]:
         if not isinstance(event, Done):
             failed = failure(event)
@@ -220,7 +213,7 @@ class Chunks:
             yield from self._fail(RequestError("interrupted", WAITS))
         else:
             yield from self._say(b"")
-            yield self._choice(b"", b'"%b"' % REASONS[event.finish_reason].encode())
+            yield self._choice(b"", json_line(event.finish_reason))  # in the same words
             if self._wants_usage:
                 yield self._head + b'],"usage":%b}\n\n' % json_line(usage(event.usage))
             yield DONE
@@ -229,42 +222,6 @@ class Chunks:
         self.is_over = True
         yield b"data: %b\n\n" % json_line(error(fault))
         yield DONE
-
-
-class Calls:
-    """The tool calls that a client is told of, counted through. Those of a graph's nodes it answers itself."""
-
-    def __init__(self) -> None:
-        self._places: dict[int, int] = {}
-        self._ids: set[str] = set()
-
-    def add(self, event: ToolCallDelta | ToolCall) -> dict[str, Any] | None:
-        """Return what is new of a call: of one that was streamed, nothing once it is whole."""
-        if event.node is not UNSET:
-            return None
-        if isinstance(event, ToolCall):
-            if event.id in self._ids:
-                return None
-            place = self._open(-len(self._ids) - 1, event.id)
-            return {"index": place, **call_of(event)}
-        if event.id is UNSET:
-            return {"index": self._places[event.index], "function": {"arguments": event.text}}
-        function = {"name": given(event.tool), "arguments": event.text}
-        return {"index": self._open(event.index, event.id), "id": event.id, "type": "function", "function": function}
-
-    def _open(self, index: int, call_id: str) -> int:
-        self._ids.add(call_id)
-        return self._places.setdefault(index, len(self._places))
-
-
-def given(text: str | UnsetType) -> str:
-    return "" if text is UNSET else text
-
-
-def call_of(event: ToolCall) -> dict[str, Any]:
-    """Return a whole call as OpenAI has it: its arguments as text."""
-    args = event.args if isinstance(event.args, str) else json_line(event.args).decode()
-    return {"id": event.id, "type": "function", "function": {"name": event.tool, "arguments": args}}
 
 
 def usage(counted: Usage) -> dict[str, Any]:
@@ -286,15 +243,14 @@ def whole(run: Run) -> dict[str, Any]:
     assert isinstance(run.terminal, Done)
     if run.terminal.finish_reason == "interrupt":
         raise RequestError("interrupted", WAITS)
-    said = run.log.answer()
-    text, thoughts = of_kind(said, Token), of_kind(said, Reasoning)
-    calls = [call_of(event) for event in said if isinstance(event, ToolCall) and event.node is UNSET]
+    calls = [call_of(event) for event in run.log.answer() if isinstance(event, ToolCall) and event.node is UNSET]
+    text, thoughts = run.log.text(Token), run.log.text(Reasoning)
     message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
     if thoughts:
         message["reasoning_content"] = thoughts
     if calls:
         message["tool_calls"] = calls
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": REASONS[run.terminal.finish_reason]}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": run.terminal.finish_reason}
     return {
         "id": f"chatcmpl-{run.id}",
         "object": "chat.completion",
@@ -304,25 +260,6 @@ def whole(run: Run) -> dict[str, Any]:
         "usage": usage(run.terminal.usage),
         "system_fingerprint": None,
     }
-
-
-def of_kind(said: Iterable[Event], kind: type[Token] | type[Reasoning]) -> str:
-    return "".join(event.text for event in said if isinstance(event, kind))
-
-
-def error(fault: Fault) -> dict[str, Any]:
-    """Return the error object of a fault."""
-    kind: Literal["invalid_request_error", "rate_limit_error", "server_error"] = "server_error"
-    if fault.code in ("rate_limited", "upstream_rate_limited"):
-        kind = "rate_limit_error"
-    elif status_of(fault) < 500:
-        kind = "invalid_request_error"
-    code = CODES.get(fault.code, fault.code)
-    return {"error": {"message": fault.text, "type": kind, "param": fault.field, "code": code}}
-
-
-def tell(fault: Fault) -> Response:
-    return refusal(fault, error(fault))
 
 
 WIRE = Wire(decode, tell, lambda run: {"X-Request-Id": run.id})
