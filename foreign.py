@@ -1,39 +1,56 @@
 """The endpoints of the wires of others: one way in for all of them, and theirs to come back by where they have one.
 
 What a wire's requests and bytes are like is told by the wire (wires/fold.py); what becomes of a request is intake.py's.
+A wire is imported when it is first asked for: all of them take 33 ms, a tenth of a start, and most services are asked
+by one.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Scope
 
 from intake import Intake
 from streaming.errors import Fault, RequestError
 from streaming.run import Run
 from streaming.settings import Settings
-from wires import openai_responses, vercel
 from wires.fold import Answer, Wire
-from wires.problem import TELLER
+from wires.host import path_below_root
+from wires.problem import TELLER, Tell
 from wires.resource import idempotency_key, json_response, path_of
 from wires.sse import EventStream
 from wires.viewer import Form, Viewer
 
 Begin = Callable[[Request, Run], None]
-Endpoint = Callable[[Request], Awaitable[Response]]
+# Whose words are spoken below a path. At OpenAI's and Anthropic's common one it depends on who asks.
+SPOKEN = {"/v1/messages": "anthropic", "/v1": "models", "/ui": "vercel", "/ag-ui": "ag_ui", "/lg": "langgraph"}
 
 
-def speaking(wire: Wire, endpoint: Endpoint) -> Endpoint:
-    """Return the endpoint, whose faults are told as `wire` tells them."""
+def wire_of(name: str) -> Any:
+    """Return the module of a wire."""
+    return importlib.import_module(f"wires.{name}")
 
-    async def spoken(request: Request) -> Response:
-        request.scope[TELLER] = wire.tell
-        return await endpoint(request)
 
-    spoken.__doc__ = endpoint.__doc__
-    return spoken
+def teller(scope: Scope) -> Tell | None:
+    """Return how faults are told at a request's path, where that is not our own way."""
+    if scope["type"] != "http":
+        return None
+    path = path_below_root(scope)
+    name = next((name for below, name in SPOKEN.items() if path == below or path.startswith(f"{below}/")), None)
+    return partial(_tell, name, scope) if name else None
+
+
+def _tell(name: str, scope: Scope, fault: Fault) -> Response:
+    wire = wire_of(name)
+    told: Response = wire.tell(fault, Headers(scope=scope)) if name == "models" else wire.tell(fault)
+    return told
 
 
 class Foreign:
@@ -45,11 +62,47 @@ class Foreign:
         self._begin = begin
         self._on_refusal = on_refusal
 
-    def runs(self, wire: Wire, *, linger: float = 0) -> Endpoint:
-        """Return the endpoint that runs a wire's requests, and tells each run as they want it."""
-        return speaking(wire, partial(self._run, wire, linger))
+    def routes(self) -> list[Route]:
+        post = ["POST"]
+        routes = [
+            Route("/v1/chat/completions", self._runs("openai_chat"), methods=post),
+            Route("/v1/responses", self._runs("openai_responses"), methods=post),
+            Route("/v1/responses/{response_id}", self.response),
+            Route("/v1/responses/{response_id}/cancel", self.response, methods=post),
+            Route("/v1/messages", self._runs("anthropic"), methods=post),
+            Route("/ui/chat", self._runs("vercel"), methods=post),
+            Route("/ui/chat/{chat_id:path}/stream", self.ui_stream, methods=["GET", "DELETE"]),
+            Route("/ag-ui", self._runs("ag_ui"), methods=post),
+            Route("/ag-ui/{name}", self._runs("ag_ui"), methods=post),
+            Route("/lg/threads", partial(self._langgraph, "create_thread"), methods=post),
+        ]
+        for runs in ("/lg/threads/{thread_id}/runs", "/lg/runs"):
+            routes += [
+                Route(f"{runs}/stream", partial(self._langgraph, "stream"), methods=post),
+                Route(f"{runs}/wait", partial(self._langgraph, "wait"), methods=post),
+                Route(f"{runs}/{{run_id}}", partial(self._langgraph, "run")),
+                Route(f"{runs}/{{run_id}}/stream", partial(self._langgraph, "join")),
+                Route(f"{runs}/{{run_id}}/cancel", partial(self._langgraph, "cancel"), methods=post),
+            ]
+        return routes
 
-    async def _run(self, wire: Wire, linger: float, request: Request) -> Response:
+    def _runs(self, name: str) -> Any:
+        async def run(request: Request) -> Response:
+            return await self.run(wire_of(name).WIRE, request)
+
+        return run
+
+    @cached_property
+    def _threads(self) -> Any:
+        settings = self._settings
+        return wire_of("langgraph_runs").Threads(self, settings.linger, settings.max_linger)
+
+    async def _langgraph(self, name: str, request: Request) -> ASGIApp:
+        response: ASGIApp = await getattr(self._threads, name)(request)
+        return response
+
+    async def run(self, wire: Wire, request: Request, *, linger: float = 0) -> Response:
+        """Run a wire's request, and tell its run as it wants it."""
         caller = self._intake.caller(request)
         left = self._intake.spend(caller, request)
         body = await self._intake.body(request, as_text=wire.takes_text)
@@ -58,7 +111,6 @@ class Foreign:
         linger = linger if asked.linger is None else asked.linger
         name = request.path_params.get("name")
         run = self._intake.run_asked(asked, caller, name, linger=linger, key=key, body=body)
-        form = asked.form(run)
         headers = {**wire.headers(run), **left}
 
         def tell(fault: Fault) -> Response:
@@ -68,10 +120,11 @@ class Foreign:
             return response
 
         request.scope[TELLER] = tell
-        return self.follow(request, run, form, headers, streams=asked.streams)
+        return self.follow(request, run, asked.form(run), headers, streams=asked.streams)
 
     async def ui_stream(self, request: Request) -> Response:
         """Tell a Vercel chat's newest run, or a run by its id, to who comes back to it; or stop it (by DELETE)."""
+        vercel = wire_of("vercel")
         run = self._chats_run(request.path_params["chat_id"], self._intake.caller(request).owner)
         start_index = request.query_params.get("startIndex")
         if request.method == "DELETE" and run:
@@ -87,7 +140,7 @@ class Foreign:
 
     def _chats_run(self, name: str, owner: str) -> Run | None:
         runs = self._intake.runs
-        if run := runs.latest(vercel.name_of(name), owner):
+        if run := runs.latest(wire_of("vercel").name_of(name), owner):
             return run
         with suppress(RequestError):
             return runs.find(name, owner)
@@ -95,14 +148,15 @@ class Foreign:
 
     async def response(self, request: Request) -> Response:
         """Tell a response of OpenAI's API as it stands; with `?stream=true` as events, by POST once it is stopped."""
+        responses = wire_of("openai_responses")
         run = self.find(request, request.path_params["response_id"].removeprefix("resp_"))
         if request.method == "POST":
             run.end("requested")
             await run.wait()
         elif request.method == "GET" and request.query_params.get("stream") == "true":
-            form = openai_responses.again(run, request.query_params.get("starting_after"))
-            return self.follow(request, run, form, openai_responses.WIRE.headers(run))
-        return json_response(openai_responses.snapshot(run), 200, **openai_responses.WIRE.headers(run))
+            form = responses.again(run, request.query_params.get("starting_after"))
+            return self.follow(request, run, form, responses.WIRE.headers(run))
+        return json_response(responses.snapshot(run), 200, **responses.WIRE.headers(run))
 
     def find(self, request: Request, run_id: str) -> Run:
         """Return a run of the caller's. Raises RequestError not_found."""

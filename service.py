@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from foreign import Foreign, speaking
+from foreign import Foreign, teller, wire_of
 from intake import Intake
 from providers.registry import Providers
 from streaming.breaker import Breakers
@@ -32,7 +32,6 @@ from streaming.metrics import Metrics
 from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings, load
-from wires import ag_ui, anthropic, langgraph_runs, models, openai_chat, openai_responses, vercel
 from wires import ndjson as lines
 from wires.access import Access, Caller, Subject
 from wires.chat import ChatRequest, decode_query
@@ -41,7 +40,7 @@ from wires.host import Hosts
 from wires.operations import metrics, ready
 from wires.origin import cors
 from wires.page import file
-from wires.problem import PROBLEMS, TELLER, Problems, problem, told
+from wires.problem import PROBLEMS, Problems, problem, told
 from wires.resource import json_response, path_of, status
 from wires.sse import EventStream
 from wires.sse import form as event_form
@@ -209,24 +208,20 @@ class Service:
 
     async def models(self, request: Request) -> Response:
         """What can be asked for, the default first."""
-        self._tell_models(request)
+        self.access.owner(request)
         known = [(str(model), model.provider) for model in self.providers.catalogue()]
         known += [(alias, "sidestream") for alias in self.providers.aliases]
         known.sort(key=lambda one: one[0] != self.providers.default_name)  # which may be an alias
-        return JSONResponse(models.listed(known, self.started, request.headers))
+        return JSONResponse(wire_of("models").listed(known, self.started, request.headers))
 
     async def model(self, request: Request) -> Response:
         """A model, by any name that can be asked for."""
-        self._tell_models(request)
+        self.access.owner(request)
         name = request.path_params["model"]
         if not name:
             raise RequestError("unknown_model", "Name a model.")
         owner = "sidestream" if name in self.providers.aliases else self.providers.resolve(name).provider
-        return JSONResponse(models.one((name, owner), self.started, request.headers))
-
-    def _tell_models(self, request: Request) -> None:
-        request.scope[TELLER] = models.teller(request.headers)
-        self.access.owner(request)
+        return JSONResponse(wire_of("models").one((name, owner), self.started, request.headers))
 
     async def readyz(self, request: Request) -> Response:
         """Whether runs are begun; with `?verbose` how the models fare."""
@@ -317,23 +312,6 @@ def app_of(service: Service) -> Starlette:
         Route("/metrics", service.prometheus),
         Route("/v1/models", service.models),
         Route("/v1/models/{model:path}", service.model),
-        Route("/v1/chat/completions", service.foreign.runs(openai_chat.WIRE), methods=["POST"]),
-        Route("/v1/responses", service.foreign.runs(openai_responses.WIRE), methods=["POST"]),
-        Route("/v1/responses/{response_id}", speaking(openai_responses.WIRE, service.foreign.response)),
-        Route(
-            "/v1/responses/{response_id}/cancel",
-            speaking(openai_responses.WIRE, service.foreign.response),
-            methods=["POST"],
-        ),
-        Route("/v1/messages", service.foreign.runs(anthropic.WIRE), methods=["POST"]),
-        Route("/ui/chat", service.foreign.runs(vercel.WIRE), methods=["POST"]),
-        Route(
-            "/ui/chat/{chat_id:path}/stream",
-            speaking(vercel.WIRE, service.foreign.ui_stream),
-            methods=["GET", "DELETE"],
-        ),
-        Route("/ag-ui", service.foreign.runs(ag_ui.WIRE), methods=["POST"]),
-        Route("/ag-ui/{name}", service.foreign.runs(ag_ui.WIRE), methods=["POST"]),
         Route("/chat/stream", chat, methods=get_and_post),
         Route("/chat/stream-meta", chat, methods=get_and_post),
         Route("/stream", partial(chat, default=service.providers.graph, ndjson=True), methods=get_and_post),
@@ -341,16 +319,15 @@ def app_of(service: Service) -> Starlette:
         Route("/runs/{run_id}", service.run, methods=["GET", "DELETE"]),
         Route("/runs/{run_id}/events", service.events),
         WebSocketRoute("/ws/chat", service.websocket),
-        *langgraph_runs.Threads(service.foreign, service.settings.linger, service.settings.max_linger).routes("/lg"),
+        *service.foreign.routes(),
         Route("/{name}/stream", chat, methods=get_and_post),
     ]
     settings = service.settings
     hosts = Middleware(Hosts, settings.allowed_hosts, service.metrics.refused, is_open=service.access.is_open)
-    middleware = [Middleware(Problems), hosts, *cors(settings.allowed_origins)]
+    middleware = [Middleware(Problems, teller), hosts, *cors(settings.allowed_origins)]
     set_up(settings.log_format)
     faults = {**PROBLEMS, Fault: service.refuse}
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=faults, lifespan=service.lifespan)
-    app.router.default = langgraph_runs.nothing_else("/lg", app.router.default)
     app.router.redirect_slashes = False  # to an address that would be made of the Host header
     return app
 

@@ -70,6 +70,7 @@ HELLO: list[Event] = [Token("Hel"), Token("lo, "), Token("world")]
 PARIS, ROME = {"city": "Paris"}, {"city": "Rome"}
 AGENT: dict[str, Any] = {"node": "model"}
 INNER: dict[str, Any] = {"node": "writer", "ns": ("within:1a2b",)}
+SIGNATURE = "EqQBCgIYAhIM"
 UNICODE = 'Grüße 世界 👩‍👩‍👧‍👦 \u2028 \u2029 \x85 \n "\\" \x00'
 
 RUNS: dict[str, list[Event]] = {
@@ -80,6 +81,17 @@ RUNS: dict[str, list[Event]] = {
     "queued": [Queued(2), Queued(1), start(), *HELLO, done()],
     "reasoning": [start(), Reasoning("Let me "), Reasoning("think."), *HELLO, done()],
     "reasoning-again": [start(), Reasoning("One."), Token("A"), Reasoning("Two."), Token("B"), done()],
+    "reasoning-signed": [
+        start("anthropic", "claude-haiku-4-5"),
+        Reasoning("Let me "),
+        Reasoning("think."),
+        Reasoning("", signature=SIGNATURE),
+        Reasoning("And more."),
+        Reasoning("", signature=SIGNATURE + "Q"),
+        *call(0, "weather", PARIS, '{"city":"Paris"}'),
+        done("tool_calls"),
+    ],
+    "reasoning-kept-back": [start(), Reasoning("", signature=SIGNATURE), *HELLO, done()],
     "tool": [start(), *call(0, "weather", PARIS, '{"city"', ':"Paris"}'), done("tool_calls")],
     "tool-and-text": [start(), *HELLO, *call(0, "weather", PARIS, '{"city":"Paris"}'), done("tool_calls")],
     "tools-parallel": [

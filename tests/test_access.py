@@ -101,6 +101,23 @@ FOREIGN = [
     ("GET", "/v1/responses/resp_{id}"),
     ("GET", "/v1/responses/resp_{id}?stream=true"),
     ("POST", "/v1/responses/resp_{id}/cancel"),
+    ("POST", "/v1/messages"),
+    ("POST", "/ui/chat"),
+    ("GET", "/ui/chat/{id}/stream"),
+    ("DELETE", "/ui/chat/{id}/stream"),
+    ("POST", "/ag-ui"),
+    ("POST", "/ag-ui/held"),
+    ("POST", "/lg/threads"),
+    ("POST", "/lg/runs/stream"),
+    ("POST", "/lg/runs/wait"),
+    ("GET", "/lg/runs/{id}"),
+    ("GET", "/lg/runs/{id}/stream"),
+    ("POST", "/lg/runs/{id}/cancel"),
+    ("POST", "/lg/threads/t/runs/stream"),
+    ("POST", "/lg/threads/t/runs/wait"),
+    ("GET", "/lg/threads/t/runs/{id}"),
+    ("GET", "/lg/threads/t/runs/{id}/stream"),
+    ("POST", "/lg/threads/t/runs/{id}/cancel"),
 ]
 FREE = ["/", "/docs", "/openapi.json", "/graph.js", "/sidestream.js", "/sidestream.d.ts", "/healthz", "/readyz"]
 SHOW = "Show a key: `Authorization: Bearer <key>`."
@@ -163,7 +180,8 @@ def test_who_shows_no_key_that_counts_gets_nothing_and_begins_nothing(detail: st
             assert json.loads(exists.body)["state"] == "running"
             assert (status, told["code"], told["detail"]) == (401, "unauthorized", detail)
             for one in others:
-                assert (one.status, json.loads(one.body)["error"]["message"]) == (401, detail)
+                assert one.status == 401
+                assert detail in one.body.decode().replace("\\", "")
                 assert one.headers["www-authenticate"] == 'Bearer realm="sidestream"'
             return [(one.status, one.headers, one.body) for one in exchanges], read, Counted.runs - before
 

@@ -26,23 +26,11 @@ from wires.anthropic_message import input_of, usage, whole
 from wires.fold import WAITS, Folded
 
 from .asgi import Exchange, ask, make_app, run
-from .folds import HELLO, PARIS, ROME, RUN, RUNS, call, check_golden, done, folded, log_of, piecemeal, start
+from .folds import PARIS, ROME, RUN, RUNS, SIGNATURE, call, check_golden, done, folded, log_of, piecemeal, start
 
 CLIENT = Anthropic(api_key="none", base_url="http://127.0.0.1:9")
-SIGNATURE = "EqQBCgIYAhIM"
 # What this wire has an answer to beside what all have.
 OWN: dict[str, list[Event]] = {
-    "reasoning-signed": [
-        start(),
-        Reasoning("Let me "),
-        Reasoning("think."),
-        Reasoning("", signature=SIGNATURE),
-        Reasoning("And more."),
-        Reasoning("", signature=SIGNATURE + "Q"),
-        *call(0, "weather", PARIS, '{"city":"Paris"}'),
-        done("tool_calls"),
-    ],
-    "reasoning-kept-back": [start(), Reasoning("", signature=SIGNATURE), *HELLO, done()],
     "tool-in-words": [start(), *call(0, "weather", "Paris, please", "Paris, ", "please"), done("tool_calls")],
     "tool-of-a-list": [start(), ToolCall("call_0", "weather", ["Paris"]), done("tool_calls")],
     "tools-of-one-id": [

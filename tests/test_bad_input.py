@@ -270,9 +270,9 @@ def test_bytes_that_are_no_text_in_a_message_are_marked_and_served(service: Serv
         assert text(list(client)) == "a\ufffd"
 
 
-@pytest.mark.parametrize("path", ["/nobody/stream", "/v1/stream", "/%0a/stream"])
+@pytest.mark.parametrize("path", ["/nobody/stream", "/ws/stream", "/%0a/stream"])
 def test_a_path_of_an_unknown_provider_is_told_so(service: Service, path: str) -> None:
-    name = {"/nobody/stream": "'nobody'", "/v1/stream": "'v1'", "/%0a/stream": "'\\n'"}[path]
+    name = {"/nobody/stream": "'nobody'", "/ws/stream": "'ws'", "/%0a/stream": "'\\n'"}[path]
     expected = problem(404, "unknown_model", f"There is no provider {name}. Ready: local, scripted.", "model")
     assert told(post(service.port, path, message="Hi")) == expected
     assert told(get(service.port, path, message="Hi")) == expected
@@ -290,7 +290,7 @@ def test_there_is_nothing_elsewhere(service: Service, path: str) -> None:
         ("DELETE", "/stream", {"GET", "HEAD", "POST"}),
         ("OPTIONS", "/chat/stream", {"GET", "HEAD", "POST"}),
         ("PATCH", "/scripted/stream", {"GET", "HEAD", "POST"}),
-        ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("POST", "/readyz", {"GET", "HEAD"}),
         ("POST", "/healthz", {"GET", "HEAD"}),
         ("POST", "/", {"GET", "HEAD"}),
     ],

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from streaming.errors import RequestError
 
-from .problem import problem
+from .problem import told
 from .transport import OnRefusal
 
 PROBES = {"/healthz", "/readyz"}  # which come by whatever address a machine has
@@ -42,7 +42,7 @@ class Hosts:
             return
         fault = RequestError("forbidden", "This is not the host that is asked for (SIDESTREAM_ALLOWED_HOSTS).")
         self._on_refusal(fault)
-        refusal = problem(fault)
+        refusal = told(scope, fault)
         if scope["type"] == "websocket":
             await WebSocket(scope, receive, send).send_denial_response(refusal)
         else:

@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streaming.errors import RequestError
@@ -23,8 +22,7 @@ from streaming.run import Run
 from .chat import decoded
 from .event_id import EventId, position
 from .fold import Wire
-from .langgraph import Numbered, named, path_of, status_of_run, streaming, tell, waiting
-from .problem import TELLER
+from .langgraph import Numbered, named, path_of, status_of_run, streaming, waiting
 from .resource import json_response
 from .viewer import Form
 
@@ -37,8 +35,8 @@ Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 class Way(Protocol):
     """The way in, which all wires of others share."""
 
-    def runs(self, wire: Wire, *, linger: float) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint that runs a wire's requests."""
+    async def run(self, wire: Wire, request: Request, *, linger: float) -> Response:
+        """Run a wire's request."""
 
     def follow(self, request: Request, run: Run, form: Form, headers: Mapping[str, str], *, after: int) -> Response:
         """Tell a run in a form, from behind event `after`."""
@@ -82,19 +80,6 @@ class Threads:
         self._linger = linger
         self._longest = longest
 
-    def routes(self, prefix: str) -> list[Route]:
-        """Return the routes below `prefix`."""
-        routes = [Route(f"{prefix}/threads", _speaking(self.create_thread), methods=["POST"])]
-        for runs in (f"{prefix}/threads/{{thread_id}}/runs", f"{prefix}/runs"):
-            routes += [
-                Route(f"{runs}/stream", _speaking(self.stream), methods=["POST"]),
-                Route(f"{runs}/wait", _speaking(self.wait), methods=["POST"]),
-                Route(f"{runs}/{{run_id}}", _speaking(self.run)),
-                Route(f"{runs}/{{run_id}}/stream", _speaking(self.join)),
-                Route(f"{runs}/{{run_id}}/cancel", _speaking(self.cancel), methods=["POST"]),
-            ]
-        return routes
-
     async def create_thread(self, request: Request) -> Response:
         """Name a thread; its graph's checkpointer makes it with its first run."""
         asked = decoded(_decode, await self._way.body(request))
@@ -120,12 +105,12 @@ class Threads:
     async def stream(self, request: Request) -> Response:
         """Run a graph and stream it. Who is cut off comes back where `Location` says."""
         wire = streaming(request.path_params.get("thread_id"), self._longest)
-        return await self._way.runs(wire, linger=self._linger)(request)
+        return await self._way.run(wire, request, linger=self._linger)
 
     async def wait(self, request: Request) -> Response:
         """Run a graph and return its state at the end."""
         wire = waiting(request.path_params.get("thread_id"), self._longest)
-        return await self._way.runs(wire, linger=0)(request)
+        return await self._way.run(wire, request, linger=0)
 
     async def join(self, request: Request) -> ASGIApp:
         """Stream a run from its beginning, or from behind `Last-Event-ID`; nothing where all was seen."""
@@ -186,33 +171,6 @@ def _seen(text: str, run: Run) -> tuple[int, int]:
     if not found:
         raise RequestError("invalid_request", "That is no event id of ours.", field="last_event_id")
     return position(run, EventId(found[1], int(found[2]))), int(found[3] or 0)
-
-
-def _speaking(endpoint: Endpoint) -> Endpoint:
-    """Return the endpoint, whose faults are told as LangGraph's server does."""
-
-    async def spoken(request: Request) -> ASGIApp:
-        request.scope[TELLER] = tell
-        return await endpoint(request)
-
-    spoken.__doc__ = endpoint.__doc__
-    return spoken
-
-
-def nothing_else(prefix: str, default: ASGIApp) -> ASGIApp:
-    """Return what answers where no route leads: below `prefix`, with what there is; else as `default` does."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] == "http" and path.startswith(f"{prefix}/"):
-            scope[TELLER] = tell
-            text = (
-                "There is nothing here: of LangGraph's API this service has runs that are streamed, and their threads."
-            )
-            raise RequestError("not_found", text)
-        await default(scope, receive, send)
-
-    return answer
 
 
 def _time(seconds: float) -> str:

@@ -4,7 +4,7 @@ Anthropic's say which version of its API they speak (`anthropic-version`). All i
 https://platform.openai.com/docs/api-reference/models, https://platform.claude.com/docs/en/api/models.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,9 +22,9 @@ def is_anthropics(headers: Mapping[str, str]) -> bool:
     return "anthropic-version" in headers
 
 
-def teller(headers: Mapping[str, str]) -> Callable[[Fault], Response]:
-    """Return what tells a fault in the words of who asks."""
-    return anthropic.tell if is_anthropics(headers) else openai.tell
+def tell(fault: Fault, headers: Mapping[str, str]) -> Response:
+    """Tell a fault in the words of who asks."""
+    return anthropic.tell(fault) if is_anthropics(headers) else openai.tell(fault)
 
 
 def listed(models: Sequence[Named], since: int, headers: Mapping[str, str]) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from .transport import GONE, SERVER_SEND
 logger = logging.getLogger("sidestream")
 
 
+Tell = Callable[[Fault], Response]
 # Where in a scope stands how its wire tells faults, in place of `problem`.
 TELLER = "sidestream.teller"
 
 
 def told(scope: Scope, fault: Fault) -> Response:
     """Render a fault as the wire of a request does."""
-    tell: Callable[[Fault], Response] = scope.get(TELLER, problem)
+    tell: Tell = scope.get(TELLER, problem)
     return tell(fault)
 
 
@@ -67,10 +68,14 @@ NOT_SNIFFED = (b"x-content-type-options", b"nosniff")  # a type is what we say i
 
 
 class Problems:
-    """Outermost middleware: what nobody caught becomes a problem, and a log entry that repeats no words of it."""
+    """Outermost middleware: what nobody caught becomes a problem, and a log entry that repeats no words of it.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `teller` finds how the wire of a request tells faults, if it has a way of its own.
+    """
+
+    def __init__(self, app: ASGIApp, teller: Callable[[Scope], Tell | None]) -> None:
         self._app = app
+        self._teller = teller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -86,6 +91,8 @@ class Problems:
                 raise ClientDisconnect from exc
 
         scope[SERVER_SEND] = send
+        if tell := self._teller(scope):
+            scope[TELLER] = tell
         try:
             await self._app(scope, receive, watched)
         except ClientDisconnect:

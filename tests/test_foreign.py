@@ -1,0 +1,115 @@
+"""What all endpoints of other wires have in common: in whose words they tell a fault, and what they cost a start."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from .access import KEYS, WEB, bearer, serving
+from .asgi import Exchange, ask, make_app, run
+from .conftest import ROOT
+
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
+JSON = {"content-type": "application/json"}
+
+
+def words_of(exchange: Exchange) -> str:
+    """Whose words a fault is told in."""
+    if exchange.headers["content-type"].startswith("text/plain"):
+        return "vercel"
+    told = json.loads(exchange.body)
+    if exchange.headers["content-type"] == "application/problem+json":
+        return "ours"
+    if told.get("type") == "error":
+        return "anthropic"
+    if told.get("type") == "RUN_ERROR":
+        return "ag_ui"
+    return "openai" if "error" in told else "langgraph"
+
+
+PATHS = [
+    ("/v1/chat/completions", {}, "openai"),
+    ("/v1/responses", {}, "openai"),
+    ("/v1/embeddings", {}, "openai"),
+    ("/v1/models", {}, "openai"),
+    ("/v1/models", ANTHROPIC, "anthropic"),
+    ("/v1/messages/batches", {}, "anthropic"),
+    ("/v1/complete", ANTHROPIC, "anthropic"),
+    ("/v1/messages", {}, "anthropic"),
+    ("/ui/chat", {}, "vercel"),
+    ("/ui/nothing", {}, "vercel"),
+    ("/ag-ui", {}, "ag_ui"),
+    ("/ag-ui/local", {}, "ag_ui"),
+    ("/lg/runs/stream", {}, "langgraph"),
+    ("/lg/assistants/search", {}, "langgraph"),
+    ("/ag-ui-of-mine", {}, "ours"),
+    ("/v1x", {}, "ours"),
+    ("/chat/stream", {}, "ours"),
+    ("/runs", {}, "ours"),
+]
+
+
+@pytest.mark.parametrize(("path", "headers", "words"), PATHS)
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_whatever_is_wrong_is_told_in_the_words_of_the_path(
+    method: str, path: str, headers: dict[str, str], words: str
+) -> None:
+    """There is no such path, or no such method, or the body is none."""
+    exchange = run(asking(method, path, headers))
+    assert exchange.status in (400, 404, 405, 415, 422)
+    assert words_of(exchange) == words
+    assert ("allow" in exchange.headers) == (exchange.status == 405)
+
+
+async def asking(method: str, path: str, headers: dict[str, str]) -> Exchange:
+    return await ask(await make_app(), method, path, headers={**JSON, **headers})
+
+
+@pytest.mark.parametrize(("path", "headers", "words"), PATHS[:14])
+def test_another_host_is_refused_in_these_words_too(path: str, headers: dict[str, str], words: str) -> None:
+    async def elsewhere() -> Exchange:
+        app = await make_app(SIDESTREAM_ALLOWED_HOSTS="app.example")
+        return await ask(app, "POST", path, headers={**JSON, **headers, "host": "evil.example"})
+
+    exchange = run(elsewhere())
+    assert (exchange.status, words_of(exchange)) == (403, words)
+
+
+def test_below_a_path_of_its_own_the_words_are_the_same() -> None:
+    async def mounted() -> Exchange:
+        from starlette.applications import Starlette
+        from starlette.routing import Mount
+
+        outer = Starlette(routes=[Mount("/sidecar", app=await make_app())])
+        return await ask(outer, "POST", "/sidecar/v1/messages", headers=JSON, body=b"{}")
+
+    exchange = run(mounted())
+    assert (exchange.status, words_of(exchange)) == (400, "anthropic")
+
+
+def test_a_key_is_shown_as_each_vendors_client_shows_it() -> None:
+    async def shown() -> list[int]:
+        async with serving(SIDESTREAM_API_KEYS=KEYS) as app:
+            bodies = b'{"model":"nobody","messages":[{"role":"user","content":"Hi"}]}'
+            ways = ({}, bearer(WEB), {"x-api-key": WEB})
+            asked = [await ask(app, "POST", "/v1/messages", headers={**JSON, **way}, body=bodies) for way in ways]
+            return [exchange.status for exchange in asked]
+
+    assert run(shown()) == [401, 404, 404]
+
+
+def test_a_wire_is_imported_when_it_is_first_asked_for() -> None:
+    code = """
+import asyncio, json, sys
+from service import create_app
+from tests.asgi import ask
+app = create_app({})
+wires = lambda: sorted(name for name in sys.modules if name.startswith(tuple(f"wires.{one}" for one in
+    ("ag_ui", "anthropic", "langgraph", "models", "openai_", "vercel"))))
+print(wires())
+asyncio.run(ask(app, "POST", "/ui/chat", headers={"content-type": "application/json"}, body=b"{}"))
+print(wires())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['wires.vercel', 'wires.vercel_request']"]
