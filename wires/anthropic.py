@@ -147,7 +147,8 @@ class Events:
         self._call = None
         waiting, self._waiting = self._waiting, []
         for event in waiting:
-            yield from self.feed(event)
+            if not self.is_over:
+                yield from self.feed(event)
 
     def _input(self, text: str) -> bytes:
         return self._delta(b'"input_json_delta","partial_json":%b' % json_line(text))
@@ -185,8 +186,10 @@ class Events:
         elif event.finish_reason == "interrupt":
             yield from self._fail(RequestError("interrupted", WAITS))
         else:
-            while self._call:  # it was cut, and there may be another among what has waited
+            while self._call and not self.is_over:  # it was cut, and there may be another among what has waited
                 yield from self._finish()
+            if self.is_over:
+                return
             yield from self._begin()
             yield from self._close()
             ending = b'"delta":%b,"usage":%b' % (json_line(stop(event.finish_reason)), json_line(usage(event.usage)))
