@@ -22,8 +22,8 @@ from streaming import events
 from streaming.errors import RequestError, ServiceError, UpstreamError
 from streaming.settings import Settings
 from wires.chat import ChatRequest, decode_body, decode_query
-from wires.endpoints import ENDPOINTS, FIELDS
-from wires.openapi import Document, path_of
+from wires.endpoints import FIELDS
+from wires.openapi import ENDPOINTS, Document, path_of
 
 from .access import CRON, KEYS, SECRET, serving
 from .asgi import Exchange, ask, ask_json, run
@@ -462,6 +462,25 @@ def test_a_key_is_wanted_where_it_is_told_that_it_is_and_nowhere_else() -> None:
     assert {name for name, operation in operations(told).items() if "401" in operation["responses"]} - wanting == {
         "GET /readyz"
     }
+
+
+def test_the_examples_of_other_wires_are_served() -> None:
+    """But for graphs, of which there are none here; the model is a scripted one."""
+
+    async def test() -> dict[str, int]:
+        statuses, app = {}, create_app({})
+        for name, operation in operations(told).items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+            if operation["tags"] == ["Other wires"] and body is not None and "assistant_id" not in body:
+                text = json.dumps(body).replace('"local"', '"scripted/echo"')
+                path = name.partition(" ")[2].replace("{name}", "scripted")
+                statuses[name] = (await ask(app, "POST", path, headers=JSON_TYPE, body=text.encode())).status
+        return statuses
+
+    told = document()
+    statuses = run(test())
+    assert len(statuses) == 7
+    assert set(statuses.values()) == {200}
 
 
 def test_who_may_is_told_only_where_not_everybody_may() -> None:

@@ -30,6 +30,7 @@ class Endpoint(NamedTuple):
     fields: bool = False
     tag: str = "Operations"
     is_foreign: bool = False
+    example: Object | None = None
 
 
 def ref(name: str, section: str = "schemas") -> Object:
@@ -43,7 +44,7 @@ def answer(text: str, content: Mapping[str, Object], headers: Sequence[str] = ()
     return told
 
 
-def _json(schema: str) -> dict[str, Object]:
+def of_json(schema: str) -> dict[str, Object]:
     return {JSON: {"schema": ref(schema)}}
 
 
@@ -60,9 +61,11 @@ _LINKS = {
     name: {"operationId": operation, "parameters": {"run_id": "$response.body#/id"}}
     for name, operation in (("events", "get_runs_run_id_events"), ("status", "get_runs_run_id"))
 }
-CREATED = answer("It has begun.", _json("RunCreated"), ("Location", *_LEFT)) | {"links": _LINKS}
+CREATED = answer("It has begun.", of_json("RunCreated"), ("Location", *_LEFT)) | {"links": _LINKS}
 
 REQUEST = ref("ChatRequest")
+QUESTION = "What is the capital of France?"
+EXAMPLE = {"message": QUESTION}
 _LINGERS = {"properties": {"linger": {"exclusiveMinimum": 0}}}  # else there is no time for a first viewer
 BEGIN = (
     *("unauthorized", "invalid_request", "unknown_model", "too_large"),
@@ -87,85 +90,10 @@ def _pair(path: str, summary: str, more: str, answers: Mapping[str, Object], *na
     own = ("X-Upstream-Key", *_RESUME, *names)
     by_url = Endpoint(f"{summary}, by URL", _BY_URL + _AGAIN + more, answers, codes, own, fields=True, tag="Chat")
     post = ("Idempotency-Key", *own)
-    by_body = Endpoint(summary, _BY_BODY + _AGAIN + more, answers, (*codes, *POSTED), post, REQUEST, tag="Chat")
+    text = _BY_BODY + _AGAIN + more
+    by_body = Endpoint(summary, text, answers, (*codes, *POSTED), post, REQUEST, tag="Chat", example=EXAMPLE)
     return {f"GET {path}": by_url, f"POST {path}": by_body}
 
-
-_EVENTS = {
-    "200": answer(
-        "Its events, as they come; or one object, where no stream was asked for.",
-        {SSE: {"schema": {"type": "string"}}, JSON: {}},
-    )
-}
-_OBJECT = {"200": answer("As that API has it.", {JSON: {}})}
-OPENAI = "https://platform.openai.com/docs/api-reference"
-
-
-def _foreign(
-    summary: str, text: str, answers: Mapping[str, Object] = _EVENTS, *names: str, posts: bool = True
-) -> Endpoint:
-    """Describe a path that speaks the words of another API, in which its errors are told as well."""
-    body: Object | None = {"type": "object"} if posts else None
-    told = {**answers, "default": {"description": "An error, in the words of that API."}}
-    return Endpoint(summary, text, told, ("unauthorized",), names, body, tag="Other wires", is_foreign=True)
-
-
-def _of_langgraph(runs: str, *names: str) -> dict[str, Endpoint]:
-    """Describe the runs of LangGraph's API below a path."""
-    run = (*names, "run_id")
-    gone = {"202": {"description": "It is being stopped."}, "204": {"description": "It has ended."}}
-    return {
-        f"POST {runs}/stream": _foreign(
-            "Run and follow, as LangGraph's SDKs do", "`assistant_id` names it.", _EVENTS, *names
-        ),
-        f"POST {runs}/wait": _foreign(
-            "Run and wait, as LangGraph's SDKs do", "For the state at the end.", _OBJECT, *names
-        ),
-        f"GET {runs}/{{run_id}}": _foreign("How a run stands", "", _OBJECT, *run, posts=False),
-        f"GET {runs}/{{run_id}}/stream": _foreign(
-            "Follow a run", "From its beginning, or behind `Last-Event-ID`.", _EVENTS, *run, posts=False
-        ),
-        f"POST {runs}/{{run_id}}/cancel": _foreign("Stop a run", "", gone, *run, posts=False),
-    }
-
-
-FOREIGN = {
-    "POST /v1/chat/completions": _foreign("OpenAI's Chat Completions", f"{OPENAI}/chat"),
-    "POST /v1/responses": _foreign("OpenAI's Responses", f"{OPENAI}/responses"),
-    "GET /v1/responses/{response_id}": _foreign(
-        "A response, or its events",
-        "With `stream=true` from behind `starting_after`.",
-        _EVENTS,
-        "response_id",
-        posts=False,
-    ),
-    "POST /v1/responses/{response_id}/cancel": _foreign("Stop a response", "", _OBJECT, "response_id", posts=False),
-    "POST /v1/messages": _foreign("Anthropic's Messages", "https://platform.claude.com/docs/en/api/messages"),
-    "GET /v1/models": _foreign(
-        "What can be asked for",
-        "The models that are known of, the default first, and the aliases; others of a provider may be asked for, too. "
-        "As OpenAI lists them; as Anthropic does where `anthropic-version` is sent.",
-        {"200": answer("As OpenAI lists them.", _json("ModelList"))},
-        posts=False,
-    ),
-    "GET /v1/models/{model}": _foreign("A model", "By any name that can be asked for.", _OBJECT, "model", posts=False),
-    "POST /ui/chat": _foreign("The Vercel AI SDK's chat", "https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol"),
-    "GET /ui/chat/{chat_id}/stream": _foreign(
-        "Take a chat's answer up again",
-        "By the chat's id or the run's: from its beginning, or with `startIndex` behind so many chunks.",
-        {**_EVENTS, "204": {"description": "There is none, or it is over."}},
-        "chat_id",
-        posts=False,
-    ),
-    "DELETE /ui/chat/{chat_id}/stream": _foreign(
-        "Stop a chat's answer", "", {"204": {"description": "None goes on."}}, "chat_id", posts=False
-    ),
-    "POST /ag-ui": _foreign("AG-UI", "https://docs.ag-ui.com"),
-    "POST /ag-ui/{name}": _foreign("AG-UI, with one of a name", "As `/{name}/stream`.", _EVENTS, "name"),
-    "POST /lg/threads": _foreign("Name a thread", "Its graph's checkpointer makes it with its first run.", _OBJECT),
-    **_of_langgraph("/lg/threads/{thread_id}/runs", "thread_id"),
-    **_of_langgraph("/lg/runs"),
-}
 
 ENDPOINTS = {
     **_pair("/chat/stream", "Run and follow", "", STREAM),
@@ -180,11 +108,12 @@ ENDPOINTS = {
         ("Idempotency-Key", "X-Upstream-Key"),
         {"allOf": [REQUEST, _LINGERS]},
         tag="Runs",
+        example=EXAMPLE,
     ),
     "GET /runs/{run_id}": Endpoint(
         "How a run stands",
         "While it goes on, and for a while after its end.",
-        {"200": answer("How it stands just now.", _json("RunStatus"))},
+        {"200": answer("How it stands just now.", of_json("RunStatus"))},
         ("unauthorized", "not_found"),
         _SIGNED,
         tag="Runs",
@@ -205,14 +134,13 @@ ENDPOINTS = {
         (*_SIGNED, *_RESUME),
         tag="Runs",
     ),
-    **FOREIGN,
     "GET /healthz": Endpoint("Whether it is alive", "", {"200": answer("It is: `ok`.", _WORD)}),
     "GET /readyz": Endpoint(
         "Whether it begins runs",
         "With `?verbose` it tells as JSON how the models fare, and wants a key where others do.",
         {
-            "200": answer("It does: `ready`.", _WORD | _json("Readiness")),
-            "503": answer("It is stopping: `draining`.", _WORD | _json("Readiness")),
+            "200": answer("It does: `ready`.", _WORD | of_json("Readiness")),
+            "503": answer("It is stopping: `draining`.", _WORD | of_json("Readiness")),
         },
         ("unauthorized",),
         ("verbose",),

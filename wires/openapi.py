@@ -19,11 +19,14 @@ from streaming.errors import RequestError
 from streaming.settings import Settings
 
 from .chat import json_line
-from .endpoints import DESCRIPTION, ENDPOINTS, JSON, Endpoint, Object, answer, ref
+from .endpoints import DESCRIPTION, JSON, Endpoint, Object, answer, ref
+from .endpoints import ENDPOINTS as OUR_OWN
+from .foreign_endpoints import FOREIGN
 from .page import MEDIA_TYPES
-from .schemas import CODES, EXAMPLE, PARAMETERS, REQUEST, RUN_ID, VERSIONS, as_json, field, parameter, schemas
+from .schemas import CODES, PARAMETERS, REQUEST, RUN_ID, VERSIONS, as_json, field, parameter, schemas
 
 PROBLEM = "application/problem+json"
+ENDPOINTS = OUR_OWN | FOREIGN
 TOO_LONG = 431  # of a URL, by the command's server (server.py)
 TAGS = ("Chat", "Runs", "Other wires", "Operations", "Files")
 EVERYWHERE = ("forbidden", "overloaded", "internal")  # another host, another site; all connections taken; a bug
@@ -93,7 +96,7 @@ class Document:
             "responses": endpoint.answers if endpoint.is_foreign else _with_problems(endpoint, codes),
         }
         if endpoint.body:
-            content = {JSON: {"schema": endpoint.body} | ({} if endpoint.is_foreign else {"example": EXAMPLE})}
+            content = {JSON: {"schema": endpoint.body, "example": endpoint.example}}
             operation["requestBody"] = {"required": True, "content": content}
         if "unauthorized" in codes:
             operation["security"] = list(self._security(endpoint))

@@ -16,7 +16,7 @@ from streaming.settings import Settings
 from . import answers, chat
 from .access import UPSTREAM_KEY
 from .chat import ChatRequest
-from .endpoints import FIELDS, JSON, RESUMING, Object, ref
+from .endpoints import EXAMPLE, FIELDS, JSON, RESUMING, Object, ref
 from .event_id import ID
 from .resource import IDEMPOTENCY_KEY
 
@@ -29,7 +29,6 @@ CODES = RequestError.codes | UpstreamError.codes | ServiceError.codes
 RUN_ID = ID.pattern[1:].partition(")")[0]
 _NAMES = ChatRequest.__struct_encode_fields__
 REQUEST = [*filter(_NAMES.__contains__, FIELDS), *(name for name in _NAMES if name not in FIELDS)]  # as readers want it
-EXAMPLE = {"message": "What is the capital of France?"}
 TERMINAL = [ref(kind.__name__) for kind in EVENTS.values() if issubclass(kind, events.Terminal)]
 
 
