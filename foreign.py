@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Scope
 
 from intake import Intake
 from streaming.errors import Fault, RequestError
+from streaming.metrics import Metrics
 from streaming.run import Run
 from streaming.settings import Settings
 from wires.fold import Answer, Wire
@@ -56,11 +57,11 @@ def _tell(name: str, scope: Scope, fault: Fault) -> Response:
 class Foreign:
     """What the endpoints share. `begin` starts the run of a request, unless it was."""
 
-    def __init__(self, settings: Settings, intake: Intake, begin: Begin, on_refusal: Callable[[Fault], object]) -> None:
+    def __init__(self, settings: Settings, intake: Intake, begin: Begin, metrics: Metrics) -> None:
         self._settings = settings
         self._intake = intake
         self._begin = begin
-        self._on_refusal = on_refusal
+        self._metrics = metrics
 
     def routes(self) -> list[Route]:
         post = ["POST"]
@@ -133,9 +134,9 @@ class Foreign:
         elif start_index is not None:
             if run is None:
                 raise RequestError("not_found", "There is no such run, or it was over and is no longer kept.")
-            return self.follow(request, run, *vercel.behind(run, start_index))
+            return self.follow(request, run, *vercel.behind(run, start_index), resumes=True)
         elif run and not run.log.closed:
-            return self.follow(request, run, vercel.replay(run), vercel.headers(run))
+            return self.follow(request, run, vercel.replay(run), vercel.headers(run), resumes=True)
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
     def _chats_run(self, name: str, owner: str) -> Run | None:
@@ -154,8 +155,9 @@ class Foreign:
             run.end("requested")
             await run.wait()
         elif request.method == "GET" and request.query_params.get("stream") == "true":
-            form = responses.again(run, request.query_params.get("starting_after"))
-            return self.follow(request, run, form, responses.WIRE.headers(run))
+            after = request.query_params.get("starting_after")
+            form = responses.again(run, after)
+            return self.follow(request, run, form, responses.WIRE.headers(run), resumes=after is not None)
         return json_response(responses.snapshot(run), 200, **responses.WIRE.headers(run))
 
     def find(self, request: Request, run_id: str) -> Run:
@@ -176,8 +178,10 @@ class Foreign:
         *,
         after: int = 0,
         streams: bool = True,
+        resumes: bool = False,
     ) -> Response:
-        """Tell a run in a form, from behind event `after`."""
+        """Tell a run in a form, from behind event `after`. `resumes`: its client was there before."""
+        self._metrics.resumes += resumes
         viewer = Viewer(
             run,
             partial(self._begin, request, run),
@@ -185,7 +189,7 @@ class Foreign:
             after=after,
             ping_interval=self._settings.ping_interval if streams else 0,
             send_timeout=self._settings.send_timeout,
-            on_refusal=self._on_refusal,
+            on_refusal=self._metrics.refused,
         )
         response: Response = EventStream(viewer) if streams else Answer(viewer)
         response.headers.update({"Content-Location": path_of(request.scope, run), **headers})

@@ -76,7 +76,7 @@ class Service:
         self.breakers = Breakers(settings.breaker)
         self.runs = Runs(settings.keep, settings.keep_bytes, settings.capacity, self.garbage.look, self._run_ended)
         self.intake = Intake(settings, providers, access, self.breakers, self.runs)
-        self.foreign = Foreign(settings, self.intake, self._begin, self.metrics.refused)
+        self.foreign = Foreign(settings, self.intake, self._begin, self.metrics)
         self.event_form = event_form(settings.retry_ms)
         self.conversations: set[Conversation] = set()
         self.drain = Drain(self.runs, settings.drain_timeout, self._close_conversations)

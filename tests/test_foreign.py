@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from .access import KEYS, WEB, bearer, serving
-from .asgi import Exchange, ask, make_app, run
+from .asgi import Exchange, ask, make_app, run, service_of
 from .conftest import ROOT
 
 ANTHROPIC = {"anthropic-version": "2023-06-01"}
@@ -113,3 +113,28 @@ print(wires())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['wires.vercel', 'wires.vercel_request']"]
+
+
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [
+        ("/v1/responses/resp_{id}?stream=true&starting_after=3", {}),
+        ("/ui/chat/{id}/stream?startIndex=2", {}),
+        ("/lg/runs/{lg}/stream", {"last-event-id": "{lg}-2"}),
+    ],
+)
+def test_who_comes_back_is_counted(target: str, headers: dict[str, str]) -> None:
+    async def resumed() -> int:
+        app = await make_app()
+        body = {"assistant_id": "scripted/echo", "stream_mode": "messages-tuple"}
+        asked = json.dumps({**body, "input": {"messages": [{"role": "user", "content": "Hi"}]}}).encode()
+        begun = await ask(app, "POST", "/lg/runs/stream", headers=JSON, body=asked)
+        assert begun.status == 200
+        run_id = begun.headers["content-location"].rpartition("/")[2].replace("-", "")
+        before = service_of(app).metrics.resumes
+        placed = {name: value.replace("{lg}", run_id) for name, value in headers.items()}
+        back = await ask(app, "GET", target.replace("{id}", run_id).replace("{lg}", run_id), headers=placed)
+        assert back.status == 200
+        return service_of(app).metrics.resumes - before
+
+    assert run(resumed()) == 1

@@ -38,8 +38,10 @@ class Way(Protocol):
     async def run(self, wire: Wire, request: Request, *, linger: float) -> Response:
         """Run a wire's request."""
 
-    def follow(self, request: Request, run: Run, form: Form, headers: Mapping[str, str], *, after: int) -> Response:
-        """Tell a run in a form, from behind event `after`."""
+    def follow(
+        self, request: Request, run: Run, form: Form, headers: Mapping[str, str], *, after: int, resumes: bool
+    ) -> Response:
+        """Tell a run in a form, from behind event `after`. `resumes`: its client was there before."""
 
     def find(self, request: Request, run_id: str) -> Run:
         """Return a run of the caller's. Raises RequestError not_found."""
@@ -120,7 +122,7 @@ class Threads:
         form.pass_over(run.log, after)
         back = f"{path_of(run)}/stream" + (f"?{request.url.query}" if request.url.query else "")
         headers = {"Content-Location": path_of(run), "Location": back}
-        response = self._way.follow(request, run, form, headers, after=after)
+        response = self._way.follow(request, run, form, headers, after=after, resumes=after + skip > 0)
         if request.method == "HEAD":
             head = Response()
             head.raw_headers = response.raw_headers
