@@ -70,7 +70,7 @@ $(VENV)/.bench: pyproject.toml Makefile | $(VENV)/bin/python
 # What the tests need of npm, by the Node that pip has installed.
 $(VENV)/.node: tests/javascript/package.json $(VENV)/.test
 	@mkdir -p $(VENV)/node && cp $< $(VENV)/node/
-	@$(BIN)/npm install --prefix $(VENV)/node --no-package-lock --legacy-peer-deps --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
+	@$(BIN)/npm install --prefix $(VENV)/node --no-package-lock --legacy-peer-deps --fetch-timeout=30000 --fetch-retries=5 --no-audit --no-fund --no-update-notifier --loglevel=error >/dev/null
 	@touch $@
 
 # LiteLLM as a client of the tests, apart from all else: it wants its own versions of much. Some 380 MB, and 40 s.
