@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import httpx
 import pytest
 from langchain_core.messages import AIMessageChunk
 from langgraph_sdk import get_client, get_sync_client
@@ -327,10 +326,22 @@ def test_who_waits_gets_the_state_at_the_end(graphs: Service) -> None:
         state = client.runs.wait(on, "asking", command={"resume": "no"})
         assert isinstance(state, dict)
         assert [message["content"] for message in state["messages"]] == ["Hi", "You said no."]
-        with pytest.raises(httpx.HTTPStatusError, match="502"):
-            client.runs.wait(None, "failing", input=HI)
     ((state,),) = told(WAIT, url(graphs), asked_of(None, "writing", input=HI))
     assert state["been"] == ["write"]
+
+
+WAIT_FOR_NOTHING = JS + "await client.runs.wait(null, 'failing', asked.payload).catch((error) => tell(error.message));"
+
+
+def test_who_waits_for_what_fails_is_told_as_the_sdks_raise_it(graphs: Service) -> None:
+    with sync_client(graphs) as client:
+        with pytest.raises(Exception, match=r"^graph_failed: The node 'fail' failed"):
+            client.runs.wait(None, "failing", input=HI)
+        kept = client.runs.wait(None, "failing", input=HI, raise_error=False)
+    assert isinstance(kept, dict)
+    assert kept["__error__"]["error"] == "graph_failed"
+    ((text,),) = told(WAIT_FOR_NOTHING, url(graphs), asked_of(None, "failing", input=HI))
+    assert text.startswith("graph_failed: The node 'fail' failed")
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------

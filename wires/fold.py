@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from streaming.errors import Fault, fault
-from streaming.events import Done, Event, Reset
+from streaming.events import Done, Event, Reset, Terminal
 from streaming.log import Cursor, EventLog
 from streaming.request import RunRequest, Takes
 from streaming.run import Run
@@ -76,20 +76,21 @@ class Folded:
 class Whole:
     """The form of a caller who wants no stream: it waits for the end of `run`, of which `tell` makes the answer.
 
-    What the run fails by, or `tell` raises, is told by a status.
+    What the run fails by, or `tell` raises, is told by a status. `whatever`: `tell` makes an answer of any end.
     """
 
     opening = ping = b""
     holds = True
 
-    def __init__(self, run: Run, tell: Callable[[Run], Any]) -> None:
+    def __init__(self, run: Run, tell: Callable[[Run], Any], *, whatever: bool = False) -> None:
         self.has_said = False
         self._run = run
         self._tell = tell
+        self._ending = Terminal if whatever else Done
 
     def take(self, cursor: Cursor) -> bytes:
         cursor.take()
-        if self.has_said or not isinstance(self._run.terminal, Done):
+        if self.has_said or not isinstance(self._run.terminal, self._ending):
             return b""
         answer = json_line(self._tell(self._run))
         self.has_said = True

@@ -52,7 +52,7 @@ from .langgraph_request import MESSAGES, decode
 from .problem import status_headers
 from .viewer import failure
 
-WAITING = "__interrupt__"
+WAITING, FAILED = "__interrupt__", "__error__"
 LATE = {"first_token_timeout", "idle_timeout", "run_timeout"}
 REFUSED = {"invalid_request", "invalid_input"}
 
@@ -210,7 +210,12 @@ class Numbered(Folded):
 
 
 def state(run: Run) -> Any:
-    """Return the state of a graph at its end, and what waits for a person in it."""
+    """Return the state of a graph at its end, and what waits for a person in it; or what it has failed by.
+
+    The latter is an answer like others: its SDKs raise it, unless they are told not to (`raise_error=False`).
+    """
+    if failed := failure(run.terminal):
+        return {FAILED: {"error": failed.code, "message": failed.text}}
     told, interrupts = None, []
     for event in run.log.answer():
         if isinstance(event, Values) and not event.ns:
@@ -247,5 +252,7 @@ def streaming(thread_id: str | None, longest: float) -> Wire:
 
 def waiting(thread_id: str | None, longest: float) -> Wire:
     """Return the wire of requests that wait for the state at the end."""
-    read = partial(decode, thread_id=thread_id, form=lambda run: Whole(run, state), longest=longest, waits=True)
+    read = partial(
+        decode, thread_id=thread_id, form=lambda run: Whole(run, state, whatever=True), longest=longest, waits=True
+    )
     return Wire(read, tell, lambda run: {"Content-Location": path_of(run)})
