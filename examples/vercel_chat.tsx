@@ -21,7 +21,9 @@ function Chat() {
       ))}
       {error && <p role="alert">{error.message}</p>}
       <input value={text} onChange={(event) => setText(event.target.value)} />
-      {status === "ready" || status === "error" ? <button>Send</button> : <button type="button" onClick={stop}>Stop</button>}
+      {status === "ready" || status === "error" // two buttons by their keys: one that changes its type in a click would send
+        ? <button key="send">Send</button>
+        : <button key="stop" type="button" onClick={stop}>Stop</button>}
     </form>
   );
 }

@@ -114,6 +114,7 @@ def test_the_react_example_stops_the_upstream(tab: Page, visit: Visit, upstream:
     tab.get_by_text("Stop").click()
     tab.get_by_text("Send").wait_for()
     assert upstream.request().wait().ended == "aborted"
+    assert tab.locator("p.user").all_inner_texts() == ["Count"]  # to stop is not to send
 
 
 def test_the_react_example_shows_what_is_wrong(tab: Page, visit: Visit) -> None:
