@@ -159,7 +159,7 @@ def _messages(request: _Request, modes: Sequence[str]) -> Iterator[dict[str, Any
             "invalid_request", "The `input` of a model is `{messages: [{role, content}]}`.", field="input"
         )
     if not MESSAGES & {*modes}:
-        text = "Of a model only messages can be told: `stream_mode` is `messages-tuple` or `messages`."
+        text = "A model has no state, only messages: stream them, with `stream_mode` `messages-tuple` or `messages`."
         raise RequestError("invalid_request", text, field="stream_mode")
     for name in ("config", "context", "command"):
         if getattr(request, name):
