@@ -31,7 +31,22 @@ from wires.viewer import Form, Viewer
 
 Begin = Callable[[Request, Run], None]
 # Whose words are spoken below a path. At OpenAI's and Anthropic's common one it depends on who asks.
-SPOKEN = {"/v1/messages": "anthropic", "/v1": "models", "/ui": "vercel", "/ag-ui": "ag_ui", "/lg": "langgraph"}
+SPOKEN = {
+    "/v1/messages": "anthropic",
+    "/v1": "models",
+    "/ui": "vercel",
+    "/ag-ui": "ag_ui",
+    "/lg": "langgraph",
+    "/chat/completions": "openai",
+    "/responses": "openai",  # where who has forgotten `/v1` asks
+}
+# What is more to be said where there is nothing.
+HINTS = {
+    "/v1/v1": " The base URL of Anthropic's clients has no `/v1`, that of OpenAI's has one.",
+    "/chat/completions": " The base URL of OpenAI's clients ends in `/v1` here.",
+    "/responses": " The base URL of OpenAI's clients ends in `/v1` here.",
+    "/lg": " Of LangGraph's API there are runs that are streamed, and their threads.",
+}
 
 
 def wire_of(name: str) -> Any:
@@ -43,12 +58,19 @@ def teller(scope: Scope) -> Tell | None:
     """Return how faults are told at a request's path, where that is not our own way."""
     if scope["type"] != "http":
         return None
-    path = path_below_root(scope)
-    name = next((name for below, name in SPOKEN.items() if path == below or path.startswith(f"{below}/")), None)
+    name = _below(SPOKEN, scope)
     return partial(_tell, name, scope) if name else None
 
 
+def _below(named: Mapping[str, str], scope: Scope) -> str | None:
+    """Return what stands for the first of the paths that a request is at or below."""
+    path = path_below_root(scope)
+    return next((name for below, name in named.items() if path == below or path.startswith(f"{below}/")), None)
+
+
 def _tell(name: str, scope: Scope, fault: Fault) -> Response:
+    if "endpoint" not in scope and fault.code == "not_found" and (hint := _below(HINTS, scope)):
+        fault = RequestError("not_found", fault.text + hint)
     wire = wire_of(name)
     told: Response = wire.tell(fault, Headers(scope=scope)) if name == "models" else wire.tell(fault)
     return told
@@ -74,7 +96,7 @@ class Foreign:
             Route("/ui/chat", self._runs("vercel"), methods=post),
             Route("/ui/chat/{chat_id:path}/stream", self.ui_stream, methods=["GET", "DELETE"]),
             Route("/ag-ui", self._runs("ag_ui"), methods=post),
-            Route("/ag-ui/{name}", self._runs("ag_ui"), methods=post),
+            Route("/ag-ui/{name:path}", self._runs("ag_ui"), methods=post),
             Route("/lg/threads", partial(self._langgraph, "create_thread"), methods=post),
         ]
         for runs in ("/lg/threads/{thread_id}/runs", "/lg/runs"):

@@ -116,19 +116,21 @@ class Intake:
         self,
         asked: Asked,
         caller: Caller,
-        provider: str | None = None,
+        name: str | None = None,
         *,
         linger: float,
         key: str = "",
         body: bytes = b"",
     ) -> Run:
-        """Make the run of a request that came by another's wire.
+        """Make the run of a request that came by another's wire. `name` is that of the path, which may be a model's.
 
         Its clients send what their API demands: of how to generate, chains and graphs pass over what is no more than a
         hint. An upstream of the same API gets the request as it came.
         """
         chat = asked.chat
-        choice = self._choose(chat, caller, provider)
+        if name is not None and not self._providers.knows(name):
+            chat, name = replace(chat, model=name), None
+        choice = self._choose(chat, caller, name)
         requests = []
         for model in choice.models:
             request = asked.fit(self._request(model, chat, caller), self._providers.takes(model))

@@ -1,5 +1,5 @@
 // An agent of a front end, by AG-UI's own client: npm install @ag-ui/client, then node ag_ui_agent.mjs "Your question"
-// Its URL names who answers: a model or a graph of Sidestream's, or an alias.
+// Its URL names who answers: a model, a graph or an alias of Sidestream's. `SIDESTREAM_URL` says where that is.
 import { HttpAgent } from "@ag-ui/client";
 
 const [question = "What is the capital of France?", name = "local"] = process.argv.slice(2);
@@ -14,7 +14,10 @@ await agent.runAgent({}, {
   onToolCallEndEvent: ({ toolCallName, toolCallArgs }) => console.log(`[${toolCallName}`, toolCallArgs, "]"),
   onStepStartedEvent: ({ event }) => console.log(`[${event.stepName}]`),
   onRunErrorEvent: ({ event }) => console.error(`${event.code}: ${event.message}`),
-  onRunFinishedEvent: ({ event }) => console.log(`\n(${event.usage?.[0]?.outputTokens} tokens)`),
+  onRunFinishedEvent: ({ event }) => {
+    for (const { message, metadata } of event.outcome?.interrupts ?? []) console.log(message ?? metadata.langgraph.raw);
+    console.log(`\n(${event.usage?.[0]?.outputTokens} tokens)`);
+  },
 });
 
 console.log(`${agent.messages.length} messages; the next question goes on from them.`);

@@ -1,4 +1,4 @@
-"""Anthropic's own SDK, whatever the model. `SIDESTREAM_URL` says where the service is."""
+"""Anthropic's own SDK, whatever the model: pip install anthropic. `SIDESTREAM_URL` says where the service is."""
 
 import os
 

@@ -1,5 +1,5 @@
 // LangGraph's own SDK with the sample agent, which asks a person before it sends a postcard. `SIDESTREAM_URL` says where
-// the service is; it has `SIDESTREAM_GRAPHS=agent=examples.agent:graph`. npm install @langchain/langgraph-sdk
+// the service is; `make run` serves that agent. npm install @langchain/langgraph-sdk
 
 import { Client } from "@langchain/langgraph-sdk";
 

@@ -1,6 +1,6 @@
 """LangGraph's own SDK with the sample agent, which asks a person before it sends a postcard.
 
-`SIDESTREAM_URL` says where the service is; it has `SIDESTREAM_GRAPHS=agent=examples.agent:graph`.
+pip install langgraph-sdk. `SIDESTREAM_URL` says where the service is; `make run` serves that agent.
 """
 
 import os

@@ -1,6 +1,6 @@
 """A response that outlives its connection: its events are numbered, and who comes back names the last one it has seen.
 
-`SIDESTREAM_URL` says where the service is.
+pip install openai. `SIDESTREAM_URL` says where the service is.
 """
 
 import os

@@ -1,4 +1,5 @@
-// A chat of the Vercel AI SDK's in React: npm install ai @ai-sdk/react react react-dom
+// A chat of the Vercel AI SDK's in React: npm install ai @ai-sdk/react react react-dom, and bundle it as usual, with Vite or
+// esbuild vercel_chat.tsx --bundle --format=esm --jsx=automatic --outfile=app.js
 // The page says where the service is: ?url=http://127.0.0.1:8000, which must allow its origin where it is another one.
 
 import { useChat } from "@ai-sdk/react";

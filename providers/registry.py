@@ -210,9 +210,13 @@ class Providers:
             return str(self.default)
         return next((str(model) for model in self._runnables.values() if model.provider == "langgraph"), None)
 
+    def knows(self, name: str) -> bool:
+        """Whether it is the name of a provider, a graph, a chain or an alias; models have others."""
+        return any(name in known for known in (self._entries, self._runnables, self._aliases))
+
     def check(self, name: str) -> None:
         """Raise RequestError unless `name`, of a path, is that of a provider, a graph, a chain or an alias."""
-        if not any(name in known for known in (self._entries, self._runnables, self._aliases)):
+        if not self.knows(name):
             raise _unknown(f"There is no provider {name[:100]!r}. {self._known()}")
 
     def catalogue(self) -> list[Model]:

@@ -36,6 +36,8 @@ PATHS = [
     ("/v1/models", ANTHROPIC, "anthropic"),
     ("/v1/messages/batches", {}, "anthropic"),
     ("/v1/complete", ANTHROPIC, "anthropic"),
+    ("/chat/completions", {}, "openai"),
+    ("/responses", {}, "openai"),
     ("/v1/messages", {}, "anthropic"),
     ("/ui/chat", {}, "vercel"),
     ("/ui/nothing", {}, "vercel"),
@@ -66,7 +68,42 @@ async def asking(method: str, path: str, headers: dict[str, str]) -> Exchange:
     return await ask(await make_app(), method, path, headers={**JSON, **headers})
 
 
-@pytest.mark.parametrize(("path", "headers", "words"), PATHS[:14])
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "ends in `/v1`"),
+        ("/responses", "ends in `/v1`"),
+        ("/v1/v1/messages", "has no `/v1`"),
+        ("/v1/v1/chat/completions", "has one"),
+        ("/lg", "runs that are streamed"),
+        ("/lg/assistants/search", "runs that are streamed"),
+    ],
+)
+def test_who_has_missed_the_path_is_told_how_it_is_to_be(path: str, hint: str) -> None:
+    exchange = run(asking("POST", path, {}))
+    assert exchange.status == 404
+    assert hint in exchange.body.decode()
+
+
+def test_a_run_that_is_not_there_is_no_path_that_is_not_there() -> None:
+    exchange = run(asking("POST", f"/lg/runs/{'0' * 32}/cancel", {}))
+    assert exchange.status == 404
+    assert "streamed" not in exchange.body.decode()
+
+
+@pytest.mark.parametrize("name", ["scripted/echo", "scripted%2Fecho", "echo", "scripted"])
+def test_ag_ui_takes_the_name_of_a_model_in_its_path(name: str) -> None:
+    body = {"threadId": "1", "runId": "1", "messages": [{"id": "1", "role": "user", "content": "Parrot"}]}
+
+    async def asked() -> Exchange:
+        return await ask(await make_app(), "POST", f"/ag-ui/{name}", headers=JSON, body=json.dumps(body).encode())
+
+    exchange = run(asked())
+    assert (exchange.status, b"RUN_FINISHED" in exchange.body) == (200, True)
+    assert (b"Parrot" in exchange.body) == (name != "scripted")
+
+
+@pytest.mark.parametrize(("path", "headers", "words"), PATHS[:16])
 def test_another_host_is_refused_in_these_words_too(path: str, headers: dict[str, str], words: str) -> None:
     async def elsewhere() -> Exchange:
         app = await make_app(SIDESTREAM_ALLOWED_HOSTS="app.example")
