@@ -1,4 +1,7 @@
-"""OpenAI's own SDK, whatever the model, by both its APIs: pip install openai. `SIDESTREAM_URL` says where the service is."""
+"""OpenAI's own SDK, whatever the model, by both its APIs: pip install openai.
+
+`SIDESTREAM_URL` says where the service is.
+"""
 
 import os
 
