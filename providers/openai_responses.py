@@ -197,7 +197,7 @@ def _format(request: RunRequest) -> dict[str, Any] | None:
 
 def _input(message: Message) -> Iterator[dict[str, Any]]:
     if message.role == "tool":
-        yield {"type": "function_call_output", "call_id": message.tool_call_id, "output": _plain(message.content)}
+        yield {"type": "function_call_output", "call_id": message.tool_call_id, "output": _output(message)}
         return
     if message.content:
         yield {"role": message.role, "content": [_part(message.role, part) for part in _parts(message.content)]}
@@ -216,8 +216,11 @@ def _part(role: str, part: TextPart | ImagePart) -> dict[str, Any]:
     return {"type": "input_image", "image_url": part.image_url.url, "detail": part.image_url.detail or "auto"}
 
 
-def _plain(content: str | list[TextPart | ImagePart] | None) -> str:
-    return "".join(part.text for part in _parts(content or "") if isinstance(part, TextPart))
+def _output(message: Message) -> str | list[dict[str, Any]]:
+    """Return what a tool has answered: a text, or its parts where there are images in it."""
+    parts = _parts(message.content or "")
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    return "".join(texts) if len(texts) == len(parts) else [_part(message.role, part) for part in parts]
 
 
 class OpenAIResponses:

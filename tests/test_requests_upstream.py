@@ -354,6 +354,67 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
             },
         },
     ),
+    "images of a tool": (
+        {
+            "messages": [
+                user("Look!"),
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "call_1", "content": IMAGES[:2]},
+            ]
+        },
+        {
+            CHAT: {
+                "messages": [
+                    user("Look!"),
+                    {"role": "assistant", "tool_calls": [CALL]},
+                    {"role": "tool", "tool_call_id": "call_1", "content": IMAGES[:2]},
+                ]
+            },
+            RESPONSES: {
+                "input": [
+                    {"role": "user", "content": [{"type": "input_text", "text": "Look!"}]},
+                    {
+                        "type": "function_call",
+                        "call_id": "call_1",
+                        "name": "get_weather",
+                        "arguments": '{"city": "Paris"}',
+                    },
+                    {
+                        "type": "function_call_output",
+                        "call_id": "call_1",
+                        "output": [
+                            {"type": "input_text", "text": "What is this?"},
+                            {"type": "input_image", "image_url": "https://example.org/cat.png", "detail": "auto"},
+                        ],
+                    },
+                ]
+            },
+            MESSAGES: {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Look!"}]},
+                    {
+                        "role": "assistant",
+                        "content": [
+                            {"type": "tool_use", "id": "call_1", "name": "get_weather", "input": {"city": "Paris"}}
+                        ],
+                    },
+                    {
+                        "role": "user",
+                        "content": [
+                            {
+                                "type": "tool_result",
+                                "tool_use_id": "call_1",
+                                "content": [
+                                    {"type": "text", "text": "What is this?"},
+                                    {"type": "image", "source": {"type": "url", "url": "https://example.org/cat.png"}},
+                                ],
+                            }
+                        ],
+                    },
+                ]
+            },
+        },
+    ),
     # OpenAI's clients send `content: ""` with calls; Anthropic refuses a text block that is empty.
     "a call without words": (
         {
