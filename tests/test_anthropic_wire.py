@@ -561,6 +561,13 @@ def test_thoughts_that_another_upstream_has_not_signed_are_not_shown_to_this_one
     }
 
 
+def test_a_message_of_nothing_but_such_thoughts_is_not_shown_either() -> None:
+    thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm.", "signature": ""}]}
+    request = decode(json.dumps({"messages": [HI, thought, HI]}).encode())
+    assert request.verbatim == {"messages": [HI, HI]}
+    assert [message.content for message in request.chat.messages or ()] == ["Hi", "Hi"]
+
+
 def test_what_our_own_words_say_beside_a_body_is_said_to_the_same_api_too() -> None:
     """So the body does not go as it came."""
     request = decode(json.dumps({"messages": [], "sidestream": {"temperature": 0}}).encode())

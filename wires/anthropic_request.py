@@ -83,20 +83,22 @@ def read(told: Mapping[str, Any]) -> Request:
 def verbatim(told: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the body for an upstream of the same API; None where our own words beside it say what it does not.
 
-    Thoughts without a signature are left out: they are another upstream's, and this one would refuse them.
+    Thoughts without a signature are left out, and a message of nothing else: they are another upstream's, and this
+    one would refuse them.
     """
     if SAYS & (told.get("sidestream") or {}).keys():
         return None
     kept = {name: value for name, value in told.items() if name != "sidestream"}
     if isinstance(messages := kept.get("messages"), list):
-        kept["messages"] = [_signed(message) for message in messages]
+        kept["messages"] = [signed for message in messages for signed in _signed(message)]
     return kept
 
 
-def _signed(message: Any) -> Any:
+def _signed(message: Any) -> Iterator[Any]:
     if not (isinstance(message, dict) and isinstance(content := message.get("content"), list)):
-        return message
-    return message | {"content": [block for block in content if not _is_unsigned(block)]}
+        yield message
+    elif (blocks := [block for block in content if not _is_unsigned(block)]) or not content:
+        yield message | {"content": blocks}
 
 
 def _is_unsigned(block: Any) -> bool:
