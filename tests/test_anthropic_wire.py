@@ -191,6 +191,16 @@ def test_a_graph_that_waits_for_a_person_is_an_error_to_who_wants_no_stream() ->
         whole_of(RUNS["interrupt"])
 
 
+@pytest.mark.parametrize("ends", ["its own end", "the end of all"])
+def test_nothing_follows_an_error_whatever_has_waited_for_the_end_of_a_call(ends: str) -> None:
+    fails = [ToolCallDelta(1, "[1]", "b", "g"), ToolCall("b", "g", [1])]
+    whole = [ToolCall("a", "f", {})] if ends == "its own end" else []
+    events = [start(), ToolCallDelta(0, "{", "a", "f"), *fails, Token("x"), *whole, done("tool_calls")]
+    names = [event["type"] for event in told(encoded(events))]
+    assert names[-2:] == ["content_block_delta", "error"]
+    assert "message_delta" not in names
+
+
 _ids = st.sampled_from(["call_0", "call_1", ""])
 _args = st.sampled_from([{}, PARIS, "Paris", ["Paris"], 5, None])
 _parts = st.sampled_from(["", '{"city":', '"Paris"}', "Paris"])

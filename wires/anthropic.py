@@ -147,8 +147,9 @@ class Events:
         self._call = None
         waiting, self._waiting = self._waiting, []
         for event in waiting:
-            if not self.is_over:
-                yield from self.feed(event)
+            if self.is_over:  # one of them was a call that fails
+                return
+            yield from self.feed(event)
 
     def _input(self, text: str) -> bytes:
         return self._delta(b'"input_json_delta","partial_json":%b' % json_line(text))
