@@ -305,9 +305,19 @@ TRANSLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
                 {"role": "assistant", "content": None},
                 HI,
+                {"role": "assistant", "content": None, "refusal": "No!"},
+                {"role": "assistant", "content": "Well.", "refusal": None},
             ]
         },
-        {"messages": [HI, {"role": "assistant", "content": "No."}, HI]},
+        {
+            "messages": [
+                HI,
+                {"role": "assistant", "content": "No."},
+                HI,
+                {"role": "assistant", "content": "No!"},
+                {"role": "assistant", "content": "Well."},
+            ]
+        },
     ),
     "our own words beside it": (
         {"temperature": 1, "sidestream": {"temperature": 0.5, "linger": 3, "system": "Be brief."}},

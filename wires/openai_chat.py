@@ -118,7 +118,8 @@ def messages(told: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the messages with what we know of them alone, but those of no user or tool that say nothing."""
     for message in told:
         kept = {name: message[name] for name in ("role", "name", "tool_call_id") if message.get(name) is not None}
-        if (said := content(message.get("content"), "messages")) is not None:
+        words = message.get("content")
+        if (said := content(words or message.get("refusal") or words, "messages")) is not None:
             kept["content"] = said
         if calls := message.get("tool_calls"):
             kept["tool_calls"] = [_call(call) for call in calls] if isinstance(calls, list) else calls
