@@ -389,6 +389,21 @@ TRANSLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             ]
         },
     ),
+    "words between calls, whose outputs come behind them all": (
+        {"input": [HI, SAID, CALLED, SAID, {**CALLED, "call_id": "call_2"}, OUTPUT, {**OUTPUT, "call_id": "call_2"}]},
+        {
+            "messages": [
+                HI,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "text", "text": "Let me look."}] * 2,
+                    "tool_calls": [ASKED, {**ASKED, "id": "call_2"}],
+                },
+                {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
+                {"role": "tool", "tool_call_id": "call_2", "content": "Sunny."},
+            ]
+        },
+    ),
     "a refusal": (
         {"input": [HI, {**SAID, "content": [{"type": "refusal", "refusal": "No."}]}, HI]},
         {"messages": [HI, {"role": "assistant", "content": "No."}, HI]},

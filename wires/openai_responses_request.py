@@ -129,7 +129,9 @@ def messages(told: str | list[Object]) -> list[Object]:
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
         if kind == "message":
             said, role = content(item.get("content"), "input"), item.get("role")
-            if said or role not in SILENT:
+            if said and role == "assistant" and turns and "tool_calls" in turns[-1]:  # whose outputs must follow it
+                turns[-1]["content"] = _parts(turns[-1].get("content")) + _parts(said)
+            elif said or role not in SILENT:
                 turns.append({"role": role, "content": said})
         elif kind == "function_call":
             if not turns or turns[-1]["role"] != "assistant":
@@ -142,6 +144,10 @@ def messages(told: str | list[Object]) -> list[Object]:
             text = f"Input can be messages, function calls and their outputs, not {str(kind)[:50]!r}."
             raise RequestError("invalid_request", text, field="input")
     return turns
+
+
+def _parts(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else [{"type": "text", "text": said}] if said else []
 
 
 def _tool(told: Object) -> Object:
