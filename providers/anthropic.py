@@ -198,8 +198,8 @@ def _usage(usage: _Usage) -> Usage:
 def body(request: RunRequest, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
     """The request in the Messages API's words. Raises RequestError for what it lacks; `seed` is a hint."""
     if request.verbatim is not None:
-        ours = {"model": request.model, "stream": True}
-        return {"max_tokens": max_tokens, **request.verbatim, **ours, **(request.provider_options or {})}
+        ours = {"model": request.model, "max_tokens": request.max_tokens or max_tokens, "stream": True}
+        return {**request.verbatim, **ours, **(request.provider_options or {})}
     fields = {
         "system": _system(request),
         "temperature": request.temperature,

@@ -17,8 +17,10 @@ from anthropic.lib.streaming import MessageStream
 from anthropic.types import Message, RawMessageStreamEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import TypeAdapter
 
+from providers.anthropic import body as body_of
 from streaming.errors import RequestError, ServiceError, UpstreamError, fault
 from streaming.events import Done, Event, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from wires.anthropic import Events, decode, error, tell
@@ -557,6 +559,13 @@ def test_an_upstream_of_the_same_api_gets_the_body_as_it_came() -> None:
     request = decode(json.dumps({**body, "sidestream": {"linger": 5}}).encode())
     assert (request.api, request.streams, request.verbatim) == ("anthropic", True, body)
     assert decode(json.dumps({**body, "stream": False}).encode()).streams is False
+
+
+@pytest.mark.parametrize("asked", [{}, {"max_tokens": None}])
+def test_an_upstream_of_the_same_api_gets_the_max_tokens_that_it_demands(asked: dict[str, Any]) -> None:
+    request = decode(json.dumps({"messages": [HI], **asked}).encode())
+    run = replace(request.chat.to_run("m"), verbatim=request.verbatim)
+    assert body_of(run) == {"model": "m", "messages": [HI], "max_tokens": 4096, "stream": True}
 
 
 def test_thoughts_that_another_upstream_has_not_signed_are_not_shown_to_this_one() -> None:
