@@ -432,6 +432,7 @@ def test_an_upstream_of_this_api_gets_the_body_but_not_what_we_have_told() -> No
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"input": [HI] * 10_001}, "input", "length <= 10000"),
     ({"input": None}, "input", "Send `input`"),
     ({"previous_response_id": "resp_1"}, "previous_response_id", "send the whole conversation"),
     ({"conversation": "conv_1"}, "conversation", "send the whole conversation"),

@@ -21,7 +21,7 @@ from msgspec import Struct
 from streaming.errors import RequestError
 from streaming.request import Sampling
 
-from .chat import ChatRequest, beside, invalid, json_line
+from .chat import ChatRequest, Tools, Turns, beside, invalid, json_line
 
 Block = Mapping[str, Any]
 # What of our own words beside a request goes into the upstream's: it is said in them, then.
@@ -32,14 +32,14 @@ class Request(Struct, frozen=True):
     """What concerns us of a request."""
 
     model: str | list[str] | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Turns | None = None
     system: str | list[dict[str, Any]] | None = None
     stream: bool | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     stop_sequences: list[str] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     mcp_servers: Any = None

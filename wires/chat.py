@@ -16,6 +16,10 @@ from streaming.request import Fallbacks, Message, ModelName, ModelNames, Options
 
 from .event_id import PARAMETERS
 
+# Of another wire's request, before anything is made of them: as many as there may be in ours.
+Turns = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
+Tools = Annotated[list[dict[str, Any]], Meta(max_length=1000)]
+
 JSON_PARAMETERS = {"messages", "tools", "response_format", "provider_options", "config", "context"}
 PERHAPS_JSON = {"model", "stop", "tool_choice"}
 JSON_OR_TEXT = {"input", "resume"}

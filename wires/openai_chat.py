@@ -33,7 +33,7 @@ from streaming.events import (
 )
 from streaming.run import Run
 
-from .chat import beside, json_line
+from .chat import Tools, Turns, beside, json_line
 from .fold import WAITS, Asked, Folded, Whole, Wire, unsayable
 from .openai import (
     Calls,
@@ -63,7 +63,7 @@ class _Request(Struct, frozen=True):
     """What concerns us of a request; the rest is for an upstream of the same API."""
 
     model: str | list[str] | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Turns | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     n: int | None = None
@@ -73,7 +73,7 @@ class _Request(Struct, frozen=True):
     top_p: float | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: Any = None
     response_format: Any = None
     functions: Any = None

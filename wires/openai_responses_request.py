@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from streaming.errors import RequestError
 
-from .chat import ChatRequest, beside
+from .chat import ChatRequest, Tools, Turns, beside
 from .openai import call_asked, check, choice_asked, content, format_asked, function
 from .openai import read as read_body
 from .openai import verbatim as as_it_came
@@ -42,13 +42,13 @@ class _Request(Struct, frozen=True):
     """What concerns us of a request; the rest is for an upstream of the same API."""
 
     model: str | list[str] | None = None
-    input: str | list[Object] | None = None
+    input: str | Turns | None = None
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    tools: list[Object] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["auto", "none", "required"] | _Named | None = None
     parallel_tool_calls: bool | None = None
     text: _Text | None = None
