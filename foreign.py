@@ -129,7 +129,8 @@ class Foreign:
         caller = self._intake.caller(request)
         left = self._intake.spend(caller, request)
         body = await self._intake.body(request, as_text=wire.takes_text)
-        asked = wire.decode(body)
+        passed = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") in wire.passes]
+        asked = wire.decode(body)._replace(passed=passed)
         key = idempotency_key(request.headers)
         linger = linger if asked.linger is None else asked.linger
         name = request.path_params.get("name")

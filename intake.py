@@ -137,7 +137,7 @@ class Intake:
             if self._providers.has_effects(model.provider):
                 request = replace(request, **HINTS)
             elif asked.api and asked.api == self._providers.api(model.provider):
-                request = replace(request, verbatim=asked.verbatim)
+                request = replace(request, verbatim=asked.verbatim, passed=asked.passed)
             requests.append(request)
         limits = chat.limits(self.settings.limits, linger)
         known = {"key": key, "asked": digest(str(choice), body), "name": asked.name, "about": asked.about}

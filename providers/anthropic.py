@@ -290,7 +290,15 @@ def _tool(function: Function) -> dict[str, Any]:
     return tool
 
 
-def _tool_choice(request: RunRequest) -> dict[str, str] | None:
+def _tool_choice(request: RunRequest) -> dict[str, Any] | None:
+    """The choice, in which it stands as well that calls shall come one by one."""
+    choice = _choice(request)
+    if request.parallel_tool_calls is not False or not request.tools or choice == {"type": "none"}:
+        return choice
+    return {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
+
+
+def _choice(request: RunRequest) -> dict[str, Any] | None:
     choice = request.tool_choice
     if isinstance(choice, NamedTool):
         return {"type": "tool", "name": choice.function.name}

@@ -145,8 +145,8 @@ class Upstreams:
     ) -> None:
         if request.upstream_key:
             endpoint = endpoint.with_key(request.upstream_key)
-        if request.trace:
-            endpoint = endpoint.with_headers(request.trace)
+        if further := [*request.trace, *(request.passed if request.verbatim is not None else ())]:
+            endpoint = endpoint.with_headers(further)
         try:
             answer = await self._ask(endpoint, _encode(body))
         except (OSError, httpx2.HTTPError, *UNUSABLE) as exc:

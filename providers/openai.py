@@ -197,6 +197,7 @@ def body(request: RunRequest, limit: str = "max_tokens") -> dict[str, Any]:
         "seed": request.seed,
         "tools": request.tools,
         "tool_choice": request.tool_choice,
+        "parallel_tool_calls": request.parallel_tool_calls if request.tools else None,  # else the API refuses it
         "response_format": request.response_format,
     }
     if request.verbatim is not None:

@@ -162,6 +162,7 @@ def body(request: RunRequest) -> dict[str, Any]:
         "top_p": request.top_p,
         "tools": [_tool(tool.function) for tool in request.tools or ()] or None,
         "tool_choice": _tool_choice(request),
+        "parallel_tool_calls": request.parallel_tool_calls if request.tools else None,
         "text": _format(request),
     }
     return {

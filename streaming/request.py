@@ -105,6 +105,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     seed: int | None = None
     tools: Annotated[list[Tool], Meta(max_length=1000)] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
     provider_options: dict[str, Any] | None = None
 
@@ -165,7 +166,8 @@ class RunRequest(Options, frozen=True, kw_only=True):
 
     Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours,
     and `owner` whoever that is. `trace` are the headers by which an upstream learns of the run's trace, if it has one.
-    `verbatim` is the body as the client sent it, where that is in the upstream's own words. For a graph: `ids` of the
+    `verbatim` is the body as the client sent it, where that is in the upstream's own words, with the headers that were
+    `passed` beside it. For a graph: `ids` of the
     messages, by which its thread knows them again, and what of its input is `beside` them.
     """
 
@@ -176,6 +178,7 @@ class RunRequest(Options, frozen=True, kw_only=True):
     owner: str = ""
     trace: Headers = ()
     verbatim: dict[str, Any] | None = None
+    passed: Headers = ()
     ids: tuple[str, ...] = ()
     beside: dict[str, Any] = {}
 

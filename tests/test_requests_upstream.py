@@ -44,6 +44,7 @@ TOOL = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
 BARE_TOOL = {"name": "now"}
+BARE_RESPONSES = {"parameters": {"type": "object", "properties": {}}, "strict": False}
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 FORMAT = {"name": "count", "schema": SCHEMA, "strict": True, "description": "A count."}
 PNG = "iVBORw0KGgo="
@@ -136,6 +137,18 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
             MESSAGES: {"tool_choice": {"type": "tool", "name": "now"}},
         },
     ),
+    "parallel_tool_calls": (
+        {"tools": [{"type": "function", "function": BARE_TOOL}], "parallel_tool_calls": False},
+        {
+            CHAT: {"tools": [{"type": "function", "function": BARE_TOOL}], "parallel_tool_calls": False},
+            RESPONSES: {"tools": [{"type": "function", **BARE_TOOL, **BARE_RESPONSES}], "parallel_tool_calls": False},
+            MESSAGES: {
+                "tools": [{"name": "now", "input_schema": {"type": "object", "properties": {}}}],
+                "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+            },
+        },
+    ),
+    "parallel_tool_calls without tools": ({"parallel_tool_calls": False}, {CHAT: {}, RESPONSES: {}, MESSAGES: {}}),
     "provider_options": (
         {"provider_options": {"metadata": {"k": [1, None, "ü"]}, "service_tier": "auto"}},
         {name: {"metadata": {"k": [1, None, "ü"]}, "service_tier": "auto"} for name in BARE},

@@ -349,6 +349,7 @@ export interface ChatSettings {
   seed?: number;
   tools?: Tool[];
   tool_choice?: "auto" | "none" | "required" | { type?: "function"; function: { name: string } };
+  parallel_tool_calls?: boolean;
   response_format?: ResponseFormat;
   /** Put into the upstream's request as it is. */
   provider_options?: Record<string, unknown>;

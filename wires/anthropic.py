@@ -226,4 +226,4 @@ def tell(fault: Fault) -> Response:
     return response
 
 
-WIRE = Wire(decode, tell, lambda run: {"request-id": run.id})
+WIRE = Wire(decode, tell, lambda run: {"request-id": run.id}, passes=("anthropic-beta",))

@@ -67,9 +67,14 @@ class Request(Struct, frozen=True):
                 "stop": self.stop_sequences or None,
                 "tools": [tool(one) for one in self.tools or ()] or None,
                 "tool_choice": self.tool_choice and _choice(self.tool_choice),
+                "parallel_tool_calls": False if self.tools and _is_one_by_one(self.tool_choice) else None,
                 "response_format": self.output_config and _format(self.output_config.get("format")),
             },
         )
+
+
+def _is_one_by_one(choice: Block | None) -> bool:
+    return choice is not None and choice.get("disable_parallel_tool_use") is True
 
 
 def read(told: Mapping[str, Any]) -> Request:

@@ -191,6 +191,7 @@ FIELDS = {
     "seed": "A hint, for the same answer to the same request.",
     "tools": "What the model may call, as OpenAI has it.",
     "tool_choice": "Whether it calls, or what.",
+    "parallel_tool_calls": "Whether it may call several at once.",
     "response_format": "Text, or JSON of a schema.",
     "provider_options": "Put into the upstream's request as it is.",
     "run_timeout": "How long the run may take, seconds.",

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from streaming.errors import Fault, fault
 from streaming.events import Done, Event, Reset, Terminal
 from streaming.log import Cursor, EventLog
-from streaming.request import RunRequest, Takes
+from streaming.request import Headers, RunRequest, Takes
 from streaming.run import Run
 
 from .chat import ChatRequest, json_line
@@ -140,9 +140,9 @@ WAITS = "The graph waits for a person; here that cannot be told."
 class Asked(NamedTuple):
     """A request as its wire has read it: what to run, and how its run is to be told.
 
-    `api` and `verbatim`: the body, in the words of that API, for an upstream that speaks it too. `about` is kept with
-    the run, for whoever is to tell it again; under its `name` the owner's newest one can be found. `fit` makes of the
-    request what each of those who are to be asked takes; a model does not say what it takes.
+    `api`, `verbatim` and `passed`: the body and headers, in the words of that API, for an upstream that speaks it too.
+    `about` is kept with the run, for whoever is to tell it again; under its `name` the owner's newest one can be found.
+    `fit` makes of the request what each of those who are to be asked takes; a model does not say what it takes.
     """
 
     chat: ChatRequest
@@ -151,6 +151,7 @@ class Asked(NamedTuple):
     linger: float | None = None
     api: str = ""
     verbatim: dict[str, Any] | None = None
+    passed: Headers = ()
     name: str = ""
     about: Mapping[str, Any] = {}
     fit: Callable[[RunRequest, Takes | None], RunRequest] = lambda request, takes: request
@@ -159,10 +160,12 @@ class Asked(NamedTuple):
 class Wire(NamedTuple):
     """What a wire is to its endpoint. `decode` raises RequestError; `tell` says a fault before the first byte.
 
-    `takes_text`: a client of its posts JSON as plain text, which is what `fetch` makes of a string.
+    `passes` names the headers that an upstream of the same API gets with the body as it came. `takes_text`: a client of
+    its posts JSON as plain text, which is what `fetch` makes of a string.
     """
 
     decode: Callable[[bytes], Asked]
     tell: Callable[[Fault], Response]
     headers: Callable[[Run], dict[str, str]] = lambda run: {}
+    passes: tuple[str, ...] = ()
     takes_text: bool = False

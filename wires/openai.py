@@ -52,6 +52,11 @@ def _invalid(exc: msgspec.ValidationError) -> RequestError:
     return RequestError("invalid_request", f"Bad request: {exc}.", field=found or None)
 
 
+def one_by_one(parallel: bool | None, tools: Any) -> bool | None:
+    """Return the native `parallel_tool_calls`: what is not asked for is as it always is."""
+    return False if parallel is False and tools else None
+
+
 def check(*rules: tuple[str, bool, str]) -> None:
     """Raise RequestError for the first (field, whether that holds, what is said otherwise) that does not hold."""
     for field, holds, text in rules:

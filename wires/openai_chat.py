@@ -46,6 +46,7 @@ from .openai import (
     format_asked,
     function,
     given,
+    one_by_one,
     read,
     tell,
     verbatim,
@@ -75,6 +76,7 @@ class _Request(Struct, frozen=True):
     seed: int | None = None
     tools: Tools | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     response_format: Any = None
     functions: Any = None
     logprobs: bool | None = None
@@ -106,6 +108,7 @@ def decode(body: bytes) -> Asked:
             "seed": request.seed,
             "tools": tools,
             "tool_choice": choice_asked(request.tool_choice, tools),
+            "parallel_tool_calls": one_by_one(request.parallel_tool_calls, tools),
             "response_format": format_asked(request.response_format),
         },
     )

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from streaming.errors import RequestError
 
 from .chat import ChatRequest, Tools, Turns, beside
-from .openai import call_asked, check, choice_asked, content, format_asked, function
+from .openai import call_asked, check, choice_asked, content, format_asked, function, one_by_one
 from .openai import read as read_body
 from .openai import verbatim as as_it_came
 
@@ -114,6 +114,7 @@ def read(body: bytes) -> Read:
             "top_p": request.top_p,
             "tools": tools,
             "tool_choice": choice_asked(_choice(request.choice), tools),
+            "parallel_tool_calls": one_by_one(request.parallel_tool_calls, tools),
             "response_format": _format(request.text and request.text.format),
         },
     )
