@@ -417,6 +417,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "assistant", "parts": [tool(state="call")]}]},
         "A tool's part has no such state: 'call'.",
     ),
+    "steering": (
+        {"messages": [{"role": "assistant", "parts": [{"type": "steering-message", "parts": ["Be brief."]}]}]},
+        "A part is an object, not: 'Be brief.'.",
+    ),
     "nothing-said": ({"messages": [user()]}, "`messages[0]` has no content."),
     "nothing-new": (
         {"messages": [*CONVERSATION[:1], {"role": "assistant", "parts": [text("Hello.")]}], "thread_id": "t"},

@@ -148,10 +148,17 @@ def _answer(parts: Iterable[Part]) -> Iterator[dict[str, Any]]:
         elif _is_call(part):
             _add_call(turn, part)
         elif kind == "steering-message" and isinstance(said := part.get("parts"), list):
-            yield {"role": "user", "content": _content(_Message("user", said).parts)}
+            yield {"role": "user", "content": _content(_parts(said))}
         elif kind != "step-start" and not _is_ignored(part):
             raise _wrong("There is no such part, or not in the assistant's message", kind)
     yield from turn.told()
+
+
+def _parts(told: list[Any]) -> list[Part]:
+    for part in told:
+        if not isinstance(part, dict):
+            raise _wrong("A part is an object, not", part)
+    return told
 
 
 def _is_call(part: Part) -> bool:
