@@ -26,8 +26,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
@@ -39,6 +41,7 @@ from .limits import Limits
 from .log import EventLog
 
 CancelReason = Literal["disconnected", "requested", "draining"]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Run:
@@ -50,8 +53,9 @@ class Run:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
-        "id", "owner", "key", "name", "about", "created", "limits", "log", "answer", "terminal", "viewers", "position",
-        "_task", "_alone", "_deadline", "_on_end", "_now", "_asked", "_began", "_ended", "_ending",
+        "id", "owner", "key", "name", "about", "about_size", "created", "limits", "log", "answer", "terminal",
+        "viewers", "position", "_task", "_alone", "_deadline", "_on_end", "_now", "_asked", "_began", "_ended",
+        "_ending",
     )
     # fmt: on
 
@@ -68,7 +72,8 @@ class Run:
         self.owner = owner
         self.key = key
         self.name = name
-        self.about = about or {}
+        self.about = about or NOTHING
+        self.about_size = len(msgspec.json.encode(about)) if about else 0
         self.created = time.time()
         self.limits = limits
         self.log = EventLog(self.id)

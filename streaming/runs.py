@@ -185,4 +185,4 @@ class Runs:
 
 
 def _weight(run: Run) -> int:
-    return run.log.size + RUN_OVERHEAD
+    return run.log.size + run.about_size + RUN_OVERHEAD

@@ -429,6 +429,17 @@ def test_what_is_kept_of_a_run_is_what_is_counted_for_it(steps: Sequence[Step]) 
     assert 1 / 1.5 < run_ahead(test()) < 1.5
 
 
+def test_what_a_wire_keeps_with_a_run_is_counted_too() -> None:
+    """It is of a request, and may be as large as one."""
+
+    async def test() -> str:
+        runs = new_runs(keep_bytes=4 * RUN_OVERHEAD)
+        run = await over(runs, "a", about={"metadata": {"note": "x" * 4 * RUN_OVERHEAD}})
+        return refusal(lambda: runs.find(run.id))[0]
+
+    assert run_ahead(test()) == "not_found"
+
+
 def test_a_run_that_does_not_fit_drives_out_no_other() -> None:
     async def test() -> tuple[bool, str]:
         runs = new_runs(keep_bytes=3 * RUN_OVERHEAD)
