@@ -22,6 +22,7 @@ Mode = Literal["values", "updates", "messages", "messages-tuple", "custom", "tas
 Names = Literal["*"] | list[str] | None
 GRAPHS, CHAINS = "langgraph/", "langchain/"
 MESSAGES = {"messages", "messages-tuple"}
+LONGEST = 16_384  # bytes of metadata, as JSON: they come with every word of a message, and are kept with the run
 ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 
 
@@ -113,6 +114,8 @@ def _refusals(request: _Request) -> Iterator[tuple[str, bool, str]]:
     yield "stream_mode", alone, "The mode `events` stands alone."
     for name in ("interrupt_before", "interrupt_after"):
         yield name, not getattr(request, name), f"`{name}` is said where the graph is compiled."
+    is_short = len(json_line(request.metadata or {})) <= LONGEST
+    yield "metadata", is_short, f"`metadata` come with every message; {LONGEST} bytes at most may be sent."
     yield "webhook", not request.webhook, "There are no webhooks here."
     yield "after_seconds", not request.after_seconds, "Runs begin at once."
     yield "feedback_keys", not request.feedback_keys, "There are no feedback URLs here."
