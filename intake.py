@@ -140,7 +140,9 @@ class Intake:
                 request = replace(request, verbatim=asked.verbatim, passed=asked.passed)
             requests.append(request)
         limits = chat.limits(self.settings.limits, linger)
-        known = {"key": key, "asked": digest(str(choice), body), "name": asked.name, "about": asked.about}
+        # A thread stands in the path, and what a run is to be told as is not in every body.
+        same = digest(f"{choice} {asked.name} {asked.about}", body)
+        known = {"key": key, "asked": same, "name": asked.name, "about": asked.about}
         return self._create(choice, requests, limits, caller, **known)
 
     def _choose(

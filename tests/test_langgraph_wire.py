@@ -461,6 +461,7 @@ def model(**body: Any) -> dict[str, Any]:
         ({"stream_mode": "tools"}, "stream_mode"),
         ({"interrupt_before": "*"}, "interrupt_before"),
         ({"interrupt_after": ["node"]}, "interrupt_after"),
+        ({"metadata": {"note": "x" * 17_000}}, "metadata"),
         ({"webhook": "https://example.org"}, "webhook"),
         ({"after_seconds": 5}, "after_seconds"),
         ({"feedback_keys": ["score"]}, "feedback_keys"),
@@ -615,5 +616,17 @@ def test_who_has_seen_all_of_a_run_gets_an_empty_stream_and_who_asks_for_the_hea
         again = await ask(await make_app(), "GET", f"{path}?stream_mode=messages-tuple")
         assert again.headers["location"] == f"{ran.headers['location']}?stream_mode=messages-tuple"
         assert joined(parts(again.body)) == joined(parts(ran.body))
+
+    run_ahead(asked())
+
+
+def test_a_key_stands_for_what_was_asked_by_one_wire() -> None:
+    """Its run is told as another's request never asked to be told, or not at all."""
+    body = json.dumps({**ASKED, "model": "scripted/echo", "messages": HI["messages"], "stream": True}).encode()
+
+    async def asked() -> None:
+        headers = {"content-type": "application/json", "idempotency-key": "one"}
+        for path, status in (("/v1/chat/completions", 200), (LG, 409), ("/v1/chat/completions", 200)):
+            assert (await ask(await make_app(), "POST", path, headers=headers, body=body)).status == status, path
 
     run_ahead(asked())
