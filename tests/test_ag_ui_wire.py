@@ -601,6 +601,7 @@ PART = "Content can be text and images (by URL or as data), not "
     ("asking", "field", "text"),
     [
         ({"resume": [{"interruptId": "i1", "status": "resolved"}]}, "resume", "There is no such interrupt."),
+        ({"resume": [{"interruptId": "z" * 32, "status": "resolved"}]}, "resume", "There is no such interrupt."),
         ({"forwardedProps": {"temperature": 9}}, "temperature", "Expected `float` <= 2.0"),
         ({"threadId": 5}, "threadId", "Expected `str`, got `int`"),
         ({"threadId": "t" * 1001}, "threadId", "length <= 1000"),

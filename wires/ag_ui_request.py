@@ -17,6 +17,7 @@ rest of it is the app's own. Graphs tell messages, updates, values and what is c
 is asked for.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -35,7 +36,7 @@ from .viewer import Form
 
 MODES: list[StreamMode] = ["messages", "updates", "values", "custom"]
 BREAKPOINT = "breakpoint"  # the id of an interrupt that is none of LangGraph's: the graph was to stop before a node
-LANGGRAPHS = 32  # characters of an id of LangGraph's
+LANGGRAPHS = re.compile("[0-9a-f]{32}")  # an id of LangGraph's, which takes any other for an answer of that name
 SAID = ("developer", "system", "user", "assistant", "tool")
 Id = Annotated[str, Meta(max_length=1000)]
 
@@ -148,7 +149,7 @@ def _input(told: _Input, props: Mapping[str, Any]) -> dict[str, Any]:
         answers = {one.interrupt_id: one.payload if one.status == "resolved" else None for one in told.resume}
         if BREAKPOINT in answers:
             return {"input": None}
-        if any(len(one) != LANGGRAPHS for one in answers):
+        if not all(map(LANGGRAPHS.fullmatch, answers)):
             raise RequestError("invalid_request", "There is no such interrupt.", field="resume")
         return {"resume": answers}
     command = props.get("command")
