@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import AbstractAsyncContextManager, aclosing
 from copy import deepcopy
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import msgspec
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -70,8 +70,8 @@ class Intake:
     def __init__(self, runnable: Runnable[Any, Any]) -> None:
         try:
             schema = runnable.get_input_jsonschema()
-        except Exception:  # not every type has one
-            schema = {}
+        except Exception:  # not every type has one; before Python 3.12, none of `typing.TypedDict`
+            schema = {"properties": _annotated(runnable)}
         self.fields = list(schema.get("properties", {}))
         self.titles = {title} if (title := schema.get("title")) else set()
         self._takes_text = schema.get("type") == "string"
@@ -85,6 +85,15 @@ class Intake:
         # A single one as its text: any prompt and any model takes that.
         is_text = len(messages) == 1 and all(block["type"] == "text" for block in messages[0].content_blocks)
         return messages[-1].text if self._takes_text or is_text else messages
+
+
+def _annotated(runnable: Runnable[Any, Any]) -> Mapping[str, Any]:
+    """Return the fields of a graph's input by the names that its class has for them, if it is a graph with one."""
+    schema = getattr(getattr(runnable, "builder", None), "input_schema", None)
+    try:
+        return get_type_hints(schema)
+    except (TypeError, NameError):  # it is no class, or names what is not there
+        return {}
 
 
 class Translation:

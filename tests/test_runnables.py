@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import pytest
@@ -314,6 +314,22 @@ def test_an_input_of_its_own_is_given_as_it_is(runnable: Runnable[Any, Any], own
 class Shapeless(RunnableLambda[Any, Any]):
     def get_input_jsonschema(self, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         raise NotImplementedError("it has no JSON schema")
+
+
+class Unschemed(TypedDict):
+    """pydantic makes no schema of such a field, nor of any of these before Python 3.12."""
+
+    messages: list[Any]
+    client: threading.Thread
+
+
+def test_a_graphs_fields_are_known_where_they_have_no_json_schema() -> None:
+    graph = StateGraph(Unschemed).add_node("node", lambda state: {}).add_edge("__start__", "node").compile()
+    intake = Intake(graph)
+    assert (intake.fields, intake(RunRequest(model="m", messages=ASKED[:1]))) == (
+        ["messages", "client"],
+        {"messages": LAST[:1]},
+    )
 
 
 def test_who_cannot_say_what_it_takes_gets_what_others_get() -> None:
