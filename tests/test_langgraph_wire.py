@@ -70,11 +70,12 @@ def told(events: Iterable[Event], way: str = "langgraph", **other: Any) -> list[
 def joined(told: Sequence[StreamPart]) -> list[tuple[str, Any]]:
     """Return parts as it comes to: adjacent chunks of a message joined, and how it stood in between left out."""
     out: list[tuple[str, Any]] = []
-    for event, data, *_ in told:
+    newest = {part.data[0]["id"]: place for place, part in enumerate(told) if part.event == "messages/partial"}
+    for place, (event, data, *_) in enumerate(told):
         last = out[-1] if out else ("", None)
-        if event == "messages/partial" and last[0] == event and last[1][0]["id"] == data[0]["id"]:
-            out.pop()
-        elif event.startswith("messages") and "/" not in event and last[0] == event and goes_on(last[1][0], data[0]):
+        if event == "messages/partial" and newest[data[0]["id"]] > place:
+            continue
+        if event.startswith("messages") and "/" not in event and last[0] == event and goes_on(last[1][0], data[0]):
             out[-1] = event, [added(last[1][0], data[0]), data[1]]
             continue
         out.append((event, data))
@@ -219,10 +220,19 @@ def test_a_call_that_was_not_streamed_is_one_chunk() -> None:
 def test_messages_as_they_stand_are_what_their_chunks_come_to() -> None:
     events = [start(), *HELLO, *call(0, "weather", PARIS, '{"city"', ':"Paris"}'), done()]
     _, *partial, (name, (message,)), _ = told(events, "langgraph-messages")
-    assert [name for name, _ in partial] == ["messages/metadata", *["messages/partial"] * 3]
+    assert [name for name, _ in partial] == ["messages/metadata", *["messages/partial"] * 2]
     (whole,) = chunks(events[1:-1]).values()
     assert name == "messages/complete"
     assert (message["content"], message["tool_calls"], message["id"]) == (whole.content, whole.tool_calls, whole.id)
+
+
+def test_how_messages_stand_is_told_once_of_what_is_ready() -> None:
+    """Else who comes late to nodes that speak at once would get each word with all words before it."""
+    spoken = [says(f" {number}", node) for number in range(1000) for node in ("one", "two")]
+    partial = [
+        data[0]["content"] for name, data in told([start(), *spoken, done()], "langgraph-messages") if "partial" in name
+    ]
+    assert partial == ["".join(f" {number}" for number in range(1000))] * 2
 
 
 def says(text: str, node: str = "model") -> Token:

@@ -42,7 +42,7 @@ from streaming.events import (
     Updates,
     Values,
 )
-from streaming.log import Cursor
+from streaming.log import Cursor, EventLog
 from streaming.run import Run
 
 from .chat import json_line
@@ -53,6 +53,7 @@ from .problem import status_headers
 from .viewer import failure
 
 WAITING, FAILED = "__interrupt__", "__error__"
+SAID = (Token, Reasoning, ToolCallDelta)
 LATE = {"first_token_timeout", "idle_timeout", "run_timeout"}
 REFUSED = {"invalid_request", "invalid_input"}
 
@@ -93,13 +94,14 @@ class Frames:
         self._interrupts: list[dict[str, Any]] | None = None  # none where it waits for nobody
         self._untold = False
 
-    def feed(self, event: Event) -> Iterator[bytes]:
+    def feed(self, event: Event, *, is_passed: bool = False) -> Iterator[bytes]:
+        """`is_passed`: its node says more that is ready, so its message as it stood then is of no use."""
         if self.is_over:
             return
         if type(event) is Token or isinstance(event, Token | Reasoning | ToolCallDelta | ToolCall | ToolResult):
             if self._messages and self._wants(event.ns):
                 self.has_said = True
-                yield from self._messages.feed(event)
+                yield from self._messages.feed(event, is_passed=is_passed)
         elif isinstance(event, GraphEvent):
             if self._wants(event.ns):
                 yield from self._of_graph(event)
@@ -192,10 +194,26 @@ class Numbered(Folded):
         self._left_out = skip
         super().__init__(self._frames)
 
+    def pass_over(self, log: EventLog, after: int) -> None:
+        for _ in self._fold(log.merged(0, after)):
+            pass
+
+    def _fold(self, events: Sequence[tuple[int, Event]]) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield the frames of each event. How a message stands is told once of what is ready: else n deltas of nodes
+        that speak at once would be n times the message."""
+        last: dict[Any, int] = {}
+        for seq, event in events:
+            if isinstance(event, SAID):
+                last[event.ns, event.node] = seq
+            elif isinstance(event, Reset | Terminal):
+                break
+        for seq, event in events:
+            is_passed = isinstance(event, SAID) and last.get((event.ns, event.node), 0) > seq
+            yield seq, [*self._frames.feed(event, is_passed=is_passed)]
+
     def take(self, cursor: Cursor) -> bytes:
         before, out = cursor.after, list[bytes]()
-        for seq, event in cursor.take():
-            frames = [*self._frames.feed(event)]
+        for seq, frames in self._fold(cursor.take()):
             for number, told in enumerate(frames, 1):
                 place = b"%d" % seq if number == len(frames) else b"%d.%d" % (before, number)
                 out.append(b"id: %b-%b\n%b" % (self._run_id, place, told))

@@ -156,17 +156,18 @@ class Messages:
         self._open: dict[tuple[Any, Any], _Message] = {}  # by namespace and node
         self._unfinished: set[str] = set()  # calls that were streamed, and not whole when their message ended
 
-    def feed(self, event: Said | ToolResult) -> Iterator[bytes]:
+    def feed(self, event: Said | ToolResult, *, is_passed: bool = False) -> Iterator[bytes]:
+        """`is_passed`: its node says more at once, so how its message stands now need not be told."""
         if type(event) is Token:  # most are; isinstance() asks msgspec's metaclass
-            yield from self._said(event)
+            yield from self._said(event, is_passed=is_passed)
         elif isinstance(event, ToolResult):
             yield from self._answered(event)
         elif isinstance(event, ToolCall) and event.id in self._unfinished:
             self._unfinished.discard(event.id)  # it is told late: some models name no last chunk
         elif not isinstance(event, Reasoning) or event.text:  # else it is a signature
-            yield from self._said(event)
+            yield from self._said(event, is_passed=is_passed)
 
-    def _said(self, event: Said) -> Iterator[bytes]:
+    def _said(self, event: Said, *, is_passed: bool) -> Iterator[bytes]:
         where = event.ns, event.node
         message = self._open.get(where)
         if message and message.is_whole and event.node is not UNSET and not isinstance(event, ToolCall):
@@ -180,7 +181,8 @@ class Messages:
                 yield self._frame("messages", chunk, event.ns)
         else:
             message.add(event)
-            yield self._frame("messages/partial", b"[%b]" % json_line(message.whole()))
+            if not is_passed:
+                yield self._frame("messages/partial", b"[%b]" % json_line(message.whole()))
 
     def ended(self, event: Updates) -> Iterator[bytes]:
         """Close the messages of the nodes that have ended."""
