@@ -25,7 +25,7 @@ from streaming.settings import Settings
 from wires.fold import Answer, Wire
 from wires.host import path_below_root
 from wires.problem import TELLER, Tell
-from wires.resource import idempotency_key, json_response, path_of
+from wires.resource import head_of, idempotency_key, json_response, path_of
 from wires.sse import EventStream
 from wires.viewer import Form, Viewer
 
@@ -159,7 +159,9 @@ class Foreign:
                 raise RequestError("not_found", "There is no such run, or it was over and is no longer kept.")
             return self.follow(request, run, *vercel.behind(run, start_index), resumes=True)
         elif run and not run.log.closed:
-            return self.follow(request, run, vercel.replay(run), vercel.headers(run), resumes=True)
+            # An answer that was taken back is none to who has nothing of it.
+            after, replay = run.log.answer_at, vercel.replay(run)
+            return self.follow(request, run, replay, vercel.headers(run), after=after, resumes=True)
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
     def _chats_run(self, name: str, owner: str) -> Run | None:
@@ -216,4 +218,4 @@ class Foreign:
         )
         response: Response = EventStream(viewer) if streams else Answer(viewer)
         response.headers.update({"Content-Location": path_of(request.scope, run), **headers})
-        return response
+        return head_of(response) if request.method == "HEAD" else response

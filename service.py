@@ -41,7 +41,7 @@ from wires.operations import metrics, ready
 from wires.origin import cors
 from wires.page import file
 from wires.problem import PROBLEMS, Problems, problem, told
-from wires.resource import json_response, path_of, status
+from wires.resource import head_of, json_response, path_of, status
 from wires.sse import EventStream
 from wires.sse import form as event_form
 from wires.viewer import Viewer
@@ -160,7 +160,7 @@ class Service:
         )
         response: Response = lines.LineStream(viewer) if ndjson else EventStream(viewer)
         if request.method == "HEAD":
-            return _head(response)
+            return head_of(response)
         response.headers["Content-Location"] = path_of(request.scope, run)
         return response
 
@@ -283,13 +283,6 @@ def _raise_open_files() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with suppress(ValueError, OSError):  # where the system itself has a lower bound (macOS)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _head(response: Response) -> Response:
-    """Answer a HEAD with the headers of `response`, without what it would do."""
-    head = Response()
-    head.raw_headers = response.raw_headers
-    return head
 
 
 def create_app(environ: Mapping[str, str] = os.environ) -> Starlette:

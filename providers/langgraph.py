@@ -9,7 +9,8 @@ has ended, also where it was stopped and is still busy with that.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import aclosing, closing
 from copy import deepcopy
 from functools import partial
 from typing import Any, NoReturn
@@ -53,6 +54,7 @@ from .runnables import (
     raised_by,
     raised_in,
     tell,
+    thread_of,
 )
 from .worker import Batch, Worker
 
@@ -206,18 +208,39 @@ class _Graph:
 
     def stream(self, worker: Worker, request: RunRequest, ended: Callable[[], object]) -> AsyncGenerator[Batch]:
         if request.events:
-            return followed(worker, *self._inside(request), ended)
+            inside = Inside(self.what, self.intake.titles, request)
+            context = deepcopy(request.context)
+            events = partial(events_of, self.pregel, self.input_of, tally=inside.tally, context=context)
+            return followed(worker, partial(self._opened, events, request), inside, ended)
         modes = [request.stream_mode] if isinstance(request.stream_mode, str) else request.stream_mode or DEFAULT
         parts = Parts(self.what, self.intake.titles, request, modes)
         stream = self.pregel.stream if self.blocks else self.pregel.astream
-        return followed(worker, partial(self._open, stream, request, parts), parts, ended, blocks=self.blocks)
+        opened = partial(self._opened, partial(self._open, stream, parts), request)
+        return followed(worker, opened, parts, ended, blocks=self.blocks)
 
-    def _inside(self, request: RunRequest) -> tuple[Callable[[], Any], Inside]:
-        inside = Inside(self.what, self.intake.titles, request)
-        context = deepcopy(request.context)
-        return partial(events_of, self.pregel, self.input_of, request, inside.tally, context=context), inside
+    def _opened(self, open_: Callable[[RunRequest], Any], request: RunRequest) -> Any:
+        """Open the stream of a request, whose messages may be known to its thread already."""
+        if not request.since:
+            return open_(request)
+        return self._after_looking(open_, request) if self.blocks else self._after_alooking(open_, request)
 
-    def _open(self, stream: Callable[..., Any], request: RunRequest, parts: Parts) -> Any:
+    async def _after_alooking(self, open_: Callable[[RunRequest], Any], request: RunRequest) -> AsyncIterator[Any]:
+        known = await self._saver.aget_tuple(thread_of(request))
+        async with aclosing(open_(request.news if known else request)) as stream:
+            async for part in stream:
+                yield part
+
+    def _after_looking(self, open_: Callable[[RunRequest], Any], request: RunRequest) -> Iterator[Any]:
+        known = self._saver.get_tuple(thread_of(request))
+        with closing(open_(request.news if known else request)) as stream:
+            yield from stream
+
+    @property
+    def _saver(self) -> BaseCheckpointSaver[Any]:
+        assert isinstance(self.pregel.checkpointer, BaseCheckpointSaver)
+        return self.pregel.checkpointer
+
+    def _open(self, stream: Callable[..., Any], parts: Parts, request: RunRequest) -> Any:
         return stream(
             self.input_of(request),
             config_of(request, parts.tally),

@@ -199,6 +199,11 @@ def translated_blocking(open_: Callable[[], Iterator[Any]], translation: Transla
     yield [*translation.end()]
 
 
+def thread_of(request: RunRequest) -> RunnableConfig:
+    """Where a checkpointer keeps the request's thread."""
+    return {"configurable": {"thread_id": request.kept_as, "checkpoint_ns": ""}}
+
+
 def config_of(request: RunRequest, tally: Tally) -> RunnableConfig:
     """The request's `config`, in LangChain's words, with the tally among its callbacks."""
     config: dict[str, Any] = msgspec.to_builtins(request.config) if request.config else {}

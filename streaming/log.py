@@ -149,6 +149,11 @@ class EventLog:
                 head = entry
         return found
 
+    @property
+    def answer_at(self) -> int:
+        """The place behind which the answer is, as it stands: of the last Reset, or of nothing."""
+        return self._answer
+
     def answer(self) -> list[Event]:
         """Return the events of the answer as it stands, merged: what was said since the last Reset."""
         return [event for _, event in self.merged(self._answer)]

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, Meta, Struct
+from msgspec.structs import replace
 
 from .events import Event, Finish, Usage
 
@@ -167,8 +168,8 @@ class RunRequest(Options, frozen=True, kw_only=True):
     Without messages it has an `input` or a `resume`. `upstream_key` is the caller's own, to be shown in place of ours,
     and `owner` whoever that is. `trace` are the headers by which an upstream learns of the run's trace, if it has one.
     `verbatim` is the body as the client sent it, where that is in the upstream's own words, with the headers that were
-    `passed` beside it. For a graph: `ids` of the
-    messages, by which its thread knows them again, and what of its input is `beside` them.
+    `passed` beside it. For a graph: `ids` of the messages, by which its thread knows them again; `since` which of them
+    on they are new to a thread that knows anything; and what of its input is `beside` them.
     """
 
     model: str
@@ -180,6 +181,7 @@ class RunRequest(Options, frozen=True, kw_only=True):
     verbatim: dict[str, Any] | None = None
     passed: Headers = ()
     ids: tuple[str, ...] = ()
+    since: int = 0
     beside: dict[str, Any] = {}
 
     @property
@@ -188,6 +190,11 @@ class RunRequest(Options, frozen=True, kw_only=True):
         if self.thread_id is None or not self.owner:
             return self.thread_id
         return f"{quote(self.owner, safe=':')}/{self.thread_id}"
+
+    @property
+    def news(self) -> "RunRequest":
+        """The same for a thread that knows the messages up to `since`."""
+        return replace(self, messages=self.messages[self.since :], ids=self.ids[self.since :], since=0)
 
     @property
     def characters(self) -> int:

@@ -53,7 +53,7 @@ class Run:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
-        "id", "owner", "key", "name", "about", "about_size", "created", "limits", "log", "answer", "terminal",
+        "id", "owner", "key", "name", "about", "created", "limits", "log", "answer", "terminal",
         "viewers", "position", "_task", "_alone", "_deadline", "_on_end", "_now", "_asked", "_began", "_ended",
         "_ending",
     )
@@ -73,7 +73,6 @@ class Run:
         self.key = key
         self.name = name
         self.about = about or NOTHING
-        self.about_size = len(msgspec.json.encode(about)) if about else 0
         self.created = time.time()
         self.limits = limits
         self.log = EventLog(self.id)
@@ -115,6 +114,11 @@ class Run:
         self._began = self._now()
         self._deadline = asyncio.timeout(self.limits.run_timeout)
         self.answer.open()
+
+    @property
+    def about_size(self) -> int:
+        """Bytes that `about` is counted as holding."""
+        return len(msgspec.json.encode(self.about)) if self.about else 0
 
     @property
     def started(self) -> bool:

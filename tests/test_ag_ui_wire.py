@@ -495,7 +495,8 @@ ASKS = {"id": "a2", "role": "assistant", "toolCalls": [CALL]}
 )
 def test_a_thread_gets_what_was_said_since_its_last_answer(messages: list[Any], ids: list[str]) -> None:
     request = asked(*messages, takes=KEEPS)
-    assert (request.thread_id, list(request.ids), len(request.messages)) == ("thread-1", ids, len(ids))
+    assert (request.thread_id, list(request.news.ids), len(request.news.messages)) == ("thread-1", ids, len(ids))
+    assert len(request.messages) == len(request.ids) > 0  # for a thread that knows nothing
 
 
 def test_a_graph_without_threads_gets_the_whole_conversation() -> None:

@@ -215,10 +215,10 @@ def test_an_anthropic_model_gets_its_thoughts_back_as_it_has_signed_them(
 def test_what_is_beta_reaches_anthropic_and_nobody_else(relay: Service, upstream: Upstream) -> None:
     """By its header: it stands nowhere else."""
     client, asked = client_of(relay), {"max_tokens": 9, "messages": HI}
-    for model, told in (("anthropic", "context-1m-2025-08-07"), ("openai", None)):
-        upstream.stream(*(ANTHROPIC if told else OPENAI).opening, *(ANTHROPIC if told else OPENAI).ending)
+    for model, beta in (("anthropic", "context-1m-2025-08-07"), ("openai", None)):
+        upstream.stream(*(ANTHROPIC if beta else OPENAI).opening, *(ANTHROPIC if beta else OPENAI).ending)
         client.beta.messages.create(model=model, betas=["context-1m-2025-08-07"], **asked)
-        assert upstream.request().headers.get("anthropic-beta") == told
+        assert upstream.request().headers.get("anthropic-beta") == beta
 
 
 def test_input_comes_piece_by_piece(relay: Service, upstream: Upstream) -> None:

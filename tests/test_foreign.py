@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -175,3 +176,45 @@ def test_who_comes_back_is_counted(target: str, headers: dict[str, str]) -> None
         return service_of(app).metrics.resumes - before
 
     assert run(resumed()) == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/ui/chat/{id}/stream", "/lg/runs/{id}/stream?cancel_on_disconnect=1"],
+)
+def test_a_head_follows_nothing_and_ends_nothing(target: str) -> None:
+    async def asked() -> tuple[Exchange, Any]:
+        app = await make_app()
+        body = {"assistant_id": "scripted/silent", "stream_mode": "messages-tuple"}
+        request = json.dumps({**body, "input": {"messages": [{"role": "user", "content": "Hi"}]}}).encode()
+        async with Exchange(app, "POST", "/lg/runs/stream", headers=JSON, body=request) as begun:
+            await begun.until(b"metadata")
+            (goes_on,) = [one for one in service_of(app).runs.all if not one.terminal]
+            head = await ask(app, "HEAD", target.replace("{id}", goes_on.id))
+            ended, viewers = goes_on.terminal, goes_on.viewers
+            goes_on.end("requested")
+        return head, (ended, viewers)
+
+    head, told = run(asked())
+    assert (head.status, head.body, told) == (200, b"", (None, 1))
+
+
+def test_who_opens_a_chat_anew_is_told_the_answer_that_stands_alone() -> None:
+    """What was taken back is none to who has nothing of it."""
+
+    async def asked() -> tuple[bytes, bytes]:
+        app = await make_app(SIDESTREAM_BREAKER_ATTEMPTS="100000")
+        script = [{"say": "Void words"}, {"cut": True}]
+        own = {"model": ["scripted/custom", "scripted/stall"], "provider_options": {"script": script}, "linger": 60}
+        chat = {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hi"}]}], **own}
+        async with Exchange(app, "POST", "/ui/chat", headers=JSON, body=json.dumps(chat).encode()) as first:
+            await first.until(b"[DONE]")
+        (goes_on,) = [one for one in service_of(app).runs.all if not one.terminal]
+        async with Exchange(app, "GET", "/ui/chat/c/stream") as again:
+            await again.until(b"These")
+            goes_on.end("requested")
+        return first.body, again.body
+
+    first, again = run(asked())
+    assert (b"Void" in first, b'"error"' in first) == (True, True)
+    assert (b"Void" in again, b'"error"' in again, again.count(b'"type":"start"')) == (False, False, 1)

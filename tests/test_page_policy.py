@@ -165,7 +165,7 @@ def test_neither_is_a_failure_of_ours() -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise LookupError("not to be told")
 
-    exchange = run(ask(Problems(broken), "GET", "/"))
+    exchange = run(ask(Problems(broken, lambda scope: None), "GET", "/"))
     assert (exchange.status, said(exchange)) == (500, NOSNIFF)
 
 

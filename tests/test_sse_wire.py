@@ -89,10 +89,11 @@ def post(target: str, **body: object) -> Exchange:
 
 
 def mirrored(exchange: Exchange) -> dict[str, Any]:
-    """Return the request as the provider got it, without who asks."""
+    """Return the request as the provider got it, without who asks; of what other wires add there is nothing."""
     _, token, rest = exchange.body.decode().partition('{"token":')
     asked, _ = json.JSONDecoder().raw_decode(token + rest)
     told = {name: value for name, value in json.loads(asked["token"]).items() if value not in (None, False)}
+    assert [told.pop(name) for name in ("passed", "ids", "beside")] == [[], [], {}]
     return {name: value for name, value in told.items() if name not in ("owner", "trace")}
 
 

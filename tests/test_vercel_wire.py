@@ -375,7 +375,14 @@ CONVERSATION = [user(text("Hi")), {"id": "a", "role": "assistant", "parts": [tex
     ids=["first", "next", "tools"],
 )
 def test_a_thread_is_sent_what_came_after_its_last_answer(messages: list[Said], sent: list[Said]) -> None:
-    assert [plain(turn) for turn in request(*messages, thread_id="t").chat.messages] == sent
+    said = request(*messages, thread_id="t")
+    assert [plain(turn) for turn in said.chat.messages[said.since :]] == sent
+    assert request(*messages).since == 0
+
+
+def test_a_thread_that_knows_nothing_is_sent_all() -> None:
+    whole = [plain(turn) for turn in request(*CONVERSATION).chat.messages]
+    assert [plain(turn) for turn in request(*CONVERSATION, thread_id="t").chat.messages] == whole
 
 
 def test_a_resume_stands_without_messages() -> None:

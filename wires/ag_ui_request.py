@@ -3,8 +3,9 @@
 A client sends the whole conversation, its state and its tools each time. What of it counts depends on who answers:
 
     of the request              a model                a graph that keeps threads      another graph        a chain
-    messages                    all                    those after the last answer,    all                  all
-                                                       in the thread `threadId`
+    messages                    all                    in the thread `threadId`: if    all                  all
+                                                       it knows any, those after
+                                                       the last answer
     state                       -                      the fields that replace         all fields           -
     tools                       tools                  the input's `tools`, `ag-ui`, `copilotkit`           -
     context                     behind the `system`    the input's `ag-ui`, `copilotkit`                    -
@@ -224,7 +225,7 @@ def _for_graph(given: Given, request: RunRequest, takes: Takes) -> RunRequest:
     if request.has_own_input or (told and "messages" not in takes.fields):
         return replace(request, messages=[], input=told)
     first = _unsaid(request.messages) if takes.keeps_threads else 0
-    return replace(request, messages=request.messages[first:], ids=tuple(given.ids[first:]), beside=told)
+    return replace(request, ids=tuple(given.ids), since=first, beside=told)
 
 
 def _unsaid(messages: Sequence[Message]) -> int:

@@ -123,11 +123,8 @@ class Threads:
         back = f"{path_of(run)}/stream" + (f"?{request.url.query}" if request.url.query else "")
         headers = {"Content-Location": path_of(run), "Location": back}
         response = self._way.follow(request, run, form, headers, after=after, resumes=after + skip > 0)
-        if request.method == "HEAD":
-            head = Response()
-            head.raw_headers = response.raw_headers
-            return head
-        return Tied(response, run) if query.get("cancel_on_disconnect") in YES else response
+        ends = request.method == "GET" and query.get("cancel_on_disconnect") in YES
+        return Tied(response, run) if ends else response
 
     async def run(self, request: Request) -> Response:
         """Tell how a run stands."""

@@ -75,6 +75,13 @@ def json_response(value: Mapping[str, Any], status_code: int = 200, **headers: s
     return Response(json_line(value), status_code, {"Cache-Control": "no-store", **headers}, "application/json")
 
 
+def head_of(response: Response) -> Response:
+    """Answer a HEAD with the headers of `response`, without what it would do."""
+    head = Response()
+    head.raw_headers = response.raw_headers
+    return head
+
+
 def path_of(scope: Mapping[str, Any], run: Run) -> str:
     """Return the path of a run as the caller of this service knows it."""
     return f"{quote(scope.get('root_path', '').rstrip('/'))}/runs/{run.id}"

@@ -20,10 +20,12 @@ and `finish` ends every stream: to its clients a stream without is an answer.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from streaming.errors import Fault, RequestError
@@ -47,6 +49,7 @@ from streaming.events import (
     Usage,
     Values,
 )
+from streaming.request import RunRequest, Takes
 from streaming.run import Run
 
 from .chat import json_line
@@ -292,7 +295,12 @@ def name_of(chat_id: str) -> str:
 def decode(body: bytes) -> Asked:
     """Read a request. Raises RequestError for what cannot be answered here."""
     said = read(body)
-    return Asked(said.chat, form, name=name_of(said.chat_id), about=said.about)
+    return Asked(said.chat, form, name=name_of(said.chat_id), about=said.about, fit=partial(_fit, said.since))
+
+
+def _fit(since: int, request: RunRequest, takes: Takes | None) -> RunRequest:
+    """Say to a graph that keeps threads from where on the messages are new to one."""
+    return replace(request, since=since) if takes and takes.keeps_threads else request
 
 
 def form(run: Run, skip: int = 0) -> Folded:

@@ -38,11 +38,15 @@ class _Request(Struct, frozen=True):
 
 
 class Said(NamedTuple):
-    """What a request says: what to run, in which chat, and of the message that the answer goes on with, if it does."""
+    """What a request says: what to run, in which chat, and of the message that the answer goes on with, if it does.
+
+    A graph's thread that knows anything knows the messages before the place `since`.
+    """
 
     chat: ChatRequest
     chat_id: str
     about: dict[str, Any]
+    since: int
 
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -57,14 +61,16 @@ def read(body: bytes) -> Said:
         raise invalid(str(exc)) from None
     own = {name: told[name] for name in OWN if name in told}
     turns = [*messages(request.messages or ())]
-    if own.get("thread_id") is not None:
-        turns = _since_the_answer(turns)
-    if not turns and "input" not in own and "resume" not in own:
+    since = 0 if own.get("thread_id") is None else _since_the_answer(turns)
+    if since and told.get("trigger") == "regenerate-message":
+        why = "An answer of a thread is not made anew: the thread goes on from it."
+        raise RequestError("invalid_request", why, field="trigger")
+    if since == len(turns) and "input" not in own and "resume" not in own:
         why = (
             "Nothing is said after the last answer, which the thread knows." if request.messages else "Send `messages`."
         )
         raise RequestError("invalid_request", why, field="messages")
-    return Said(beside(own, {"messages": turns}), request.id or "", _about(request.messages or ()))
+    return Said(beside(own, {"messages": turns}), request.id or "", _about(request.messages or ()), since)
 
 
 def _about(told: Sequence[_Message]) -> dict[str, Any]:
@@ -74,10 +80,10 @@ def _about(told: Sequence[_Message]) -> dict[str, Any]:
     return {CONTINUED: {"calls": [part["toolCallId"] for part in told[-1].parts if _is_call(part)]}}
 
 
-def _since_the_answer(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave what a thread does not know yet: what came after its last answer."""
+def _since_the_answer(turns: list[dict[str, Any]]) -> int:
+    """Return the place of what a thread does not know yet: what came after its last answer."""
     answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-    return turns[answers[-1] + 1 :] if answers else turns
+    return answers[-1] + 1 if answers else 0
 
 
 def messages(told: Iterable[_Message]) -> Iterator[dict[str, Any]]:
