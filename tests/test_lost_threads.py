@@ -1,4 +1,4 @@
-"""Conversations on a thread of a graph that knows nothing of them, or all: clients of other wires send all each time."""
+"""Conversations on a graph's thread that knows nothing of them, or all: clients of other wires send all each time."""
 
 import uuid
 from collections.abc import Callable
