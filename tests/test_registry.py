@@ -680,6 +680,7 @@ FOR_A_MODEL: dict[str, Any] = {
     "seed": 0,
     "tools": [],
     "tool_choice": "none",
+    "parallel_tool_calls": False,
     "response_format": {},
     "provider_options": {},
 }
