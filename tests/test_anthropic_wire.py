@@ -347,7 +347,7 @@ def asked(**fields: Any) -> dict[str, Any]:
     """What becomes of a request in our words, without what was not said."""
     chat = decode(json.dumps({"messages": [{"role": "user", "content": "Hi"}], **fields}).encode()).chat
     known = msgspec.to_builtins(chat)
-    return {name: value for name, value in known.items() if value not in (None, False)}
+    return {name: value for name, value in known.items() if value is not None and (name, value) != ("events", False)}
 
 
 def turns(*messages: Any) -> Any:
@@ -473,6 +473,10 @@ def test_a_call_without_words_and_results_in_a_row() -> None:
 
 SCHEMA = {"type": "object"}
 WEATHER = {"name": "weather", "description": "Tell the weather.", "input_schema": {"type": "object"}}
+FUNCTION = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Tell the weather.", "parameters": {"type": "object"}},
+}
 
 
 @pytest.mark.parametrize(
@@ -507,9 +511,13 @@ WEATHER = {"name": "weather", "description": "Tell the weather.", "input_schema"
             {"tools": [{"type": "custom", "name": "now", "input_schema": {}, "strict": True}]},
             {"tools": [{"type": "function", "function": {"name": "now", "parameters": {}, "strict": True}}]},
         ),
-        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, {"tool_choice": "auto"}),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+            {"tools": [FUNCTION], "tool_choice": "auto", "parallel_tool_calls": False},
+        ),
+        ({"tool_choice": {"type": "auto"}}, {}),  # there is nothing to choose
         ({"tool_choice": {"type": "any"}}, {"tool_choice": "required"}),
-        ({"tool_choice": {"type": "none"}}, {"tool_choice": "none"}),
+        ({"tool_choice": {"type": "none"}}, {}),
         (
             {"tool_choice": {"type": "tool", "name": "weather"}},
             {"tool_choice": {"type": "function", "function": {"name": "weather"}}},

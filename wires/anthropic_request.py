@@ -22,6 +22,7 @@ from streaming.errors import RequestError
 from streaming.request import Sampling
 
 from .chat import ChatRequest, Tools, Turns, beside, invalid, json_line
+from .openai import choice_asked
 
 Block = Mapping[str, Any]
 # What of our own words beside a request goes into the upstream's: it is said in them, then.
@@ -66,7 +67,7 @@ class Request(Struct, frozen=True):
                 "top_p": self.top_p,
                 "stop": self.stop_sequences or None,
                 "tools": [tool(one) for one in self.tools or ()] or None,
-                "tool_choice": self.tool_choice and _choice(self.tool_choice),
+                "tool_choice": choice_asked(self.tool_choice and _choice(self.tool_choice), self.tools),
                 "parallel_tool_calls": False if self.tools and _is_one_by_one(self.tool_choice) else None,
                 "response_format": self.output_config and _format(self.output_config.get("format")),
             },
