@@ -33,7 +33,7 @@ from .recorded import (
 )
 from .resource import status_of
 from .served_graphs import answer
-from .upstream import HOLD, Head, Upstream
+from .upstream import END, HOLD, PAUSE, Head, Upstream
 
 pytest_plugins = ["tests.upstream", "tests.served_graphs"]
 
@@ -221,14 +221,16 @@ def test_what_is_beta_reaches_anthropic_and_nobody_else(relay: Service, upstream
         assert upstream.request().headers.get("anthropic-beta") == beta
 
 
-def test_input_comes_piece_by_piece(relay: Service, upstream: Upstream) -> None:
-    upstream.stream(*ASKS)
+def test_input_comes_as_it_is_written(relay: Service, upstream: Upstream) -> None:
+    upstream.play(Head(), *ASKS[:3], PAUSE, *ASKS[3:], END)
     asked: Any = {"model": "openai/gpt-4o-mini", "max_tokens": 9, "messages": HI, "tools": [WEATHER]}
     with client_of(relay).messages.stream(**asked) as stream:
-        pieces = [event.partial_json for event in stream if event.type == "input_json"]
+        pieces = (event.partial_json for event in stream if event.type == "input_json")
+        first = next(pieces)
+        upstream.request().release()
+        whole = first + "".join(pieces)
         assert [one.get("input") for one in plain(stream.get_final_message())][1:] == [args for _, args in CALLS]
-    assert "".join(pieces) == '{"city":"Paris"}{"city":"Rome"}'
-    assert len(pieces) > 2
+    assert (first, whole) == ('{"city":', '{"city":"Paris"}{"city":"Rome"}')
 
 
 def test_arguments_that_are_no_object_fail_a_stream_and_reach_the_tool_as_they_are_of_a_whole_answer(
