@@ -113,12 +113,12 @@ def test_the_model_answers_anthropics_sdk_in_each_of_its_ways(service: Service) 
         streamed = stream.get_final_message()
     whole = client.messages.create(**asked)
     for message in (streamed, whole):
-        assert "Paris" in message.content[0].text  # type: ignore[union-attr]
+        assert "Paris" in message.content[0].text
         assert (message.type, message.role, message.stop_reason) == ("message", "assistant", "end_turn")
         assert message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) > 10
         assert 0 < message.usage.output_tokens <= 30
     assert len(pieces) > 1
-    assert "".join(pieces) == streamed.content[0].text  # type: ignore[union-attr]
+    assert "".join(pieces) == streamed.content[0].text
     assert f"msg_{stream.request_id}" == streamed.id
     assert whole.id == f"msg_{whole._request_id}"
     assert status_of(service.port, f"/runs/{stream.request_id}")["state"] == "done"
@@ -178,7 +178,7 @@ def test_an_openai_model_asks_for_tools_and_gets_their_results(
 
 def said(client: Anthropic, stream: bool, **asked: Any) -> Message:
     if not stream:
-        return client.messages.create(**asked)  # type: ignore[no-any-return]
+        return client.messages.create(**asked)
     with client.messages.stream(**asked) as streaming:
         return streaming.get_final_message()
 
@@ -533,7 +533,7 @@ def gathered(chunks: Any) -> AIMessageChunk:
     whole, *rest = chunks
     for chunk in rest:
         whole += chunk
-    return whole  # type: ignore[no-any-return]
+    return whole
 
 
 def test_the_model_answers_langchains_client(service: Service) -> None:

@@ -56,7 +56,7 @@ OWN: dict[str, list[Event]] = {
 }
 ALL = {**RUNS, **OWN}
 WHOLE = {name: events for name, events in ALL.items() if isinstance(ending := events[-1], Done)}
-WHOLE = {name: events for name, events in WHOLE.items() if events[-1].finish_reason != "interrupt"}  # type: ignore[attr-defined]
+WHOLE = {name: events for name, events in WHOLE.items() if events[-1].finish_reason != "interrupt"}
 BROKEN = ("tool-in-words", "tool-not-json")  # what was written for a tool is no object
 CUT = ("tool-cut", "tools-and-text-at-once")  # and the SDK makes of it what it can
 STREAMED = [name for name in WHOLE if not name.startswith("reset") and name not in BROKEN]
@@ -95,19 +95,19 @@ def accumulated(data: bytes) -> Message:
     """Return what Anthropic's SDK makes of a stream."""
     asked = httpx2.Request("POST", "http://127.0.0.1:9")
     response = httpx2.Response(200, content=data, headers={"content-type": "text/event-stream"}, request=asked)
-    raw = Stream(cast_to=RawMessageStreamEvent, response=response, client=CLIENT)  # type: ignore[type-var]
+    raw = Stream(cast_to=RawMessageStreamEvent, response=response, client=CLIENT)
     return MessageStream(raw, output_format=not_given).get_final_message()
 
 
 def plain(message: Message) -> dict[str, Any]:
     known = message.to_dict(mode="json")
-    for block in known["content"]:  # type: ignore[attr-defined]
+    for block in known["content"]:
         block.pop("parsed_output", None)
     return known
 
 
 def whole_of(events: Sequence[Event]) -> Any:
-    return whole(SimpleNamespace(id=RUN, terminal=events[-1], log=log_of(events)))  # type: ignore[arg-type]
+    return whole(SimpleNamespace(id=RUN, terminal=events[-1], log=log_of(events)))
 
 
 # What it says
@@ -169,7 +169,7 @@ def test_the_sdk_makes_of_a_stream_what_who_wants_none_is_told(name: str) -> Non
 
 def _asked(name: str) -> str:
     """The model of a stream is known before who answers as what."""
-    return next(event.model for event in reversed(WHOLE[name]) if event.name == "start")  # type: ignore[attr-defined]
+    return next(event.model for event in reversed(WHOLE[name]) if event.name == "start")
 
 
 @pytest.mark.parametrize("name", CUT)

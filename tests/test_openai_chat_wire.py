@@ -74,7 +74,7 @@ def of(events: list[Event]) -> Run:
     """A run that is over, of which this is the log."""
     run = Run.__new__(Run)
     run.id, run.log, run.created = RUN, log_of(events), 1_795_261_842.9
-    run.terminal = events[-1]  # type: ignore[assignment]  # as each run of these ends
+    run.terminal = events[-1]  # as each run of these ends
     return run
 
 
@@ -127,7 +127,7 @@ def test_the_sdk_puts_it_together_as_the_whole_answer_has_it(name: str) -> None:
     assert put.choices[0].finish_reason == at_once.choices[0].finish_reason
     assert (put.usage, put.id, put.created) == (at_once.usage, at_once.id, at_once.created)
     calls = [(one.id, one.function.name, one.function.arguments) for one in message.tool_calls or ()]
-    known = [(one.id, one.function.name, one.function.arguments) for one in other.tool_calls or ()]  # type: ignore[union-attr]
+    known = [(one.id, one.function.name, one.function.arguments) for one in other.tool_calls or ()]
     assert calls == known or name == "tool-cut"  # of which a whole answer has nothing to say
 
 

@@ -108,7 +108,7 @@ def test_a_summary_of_the_reasoning_is_shown(relay: Service) -> None:
     (thought, text) = said.content_blocks
     assert thought["type"] == "reasoning"
     assert (thought["reasoning"], said.text) == ("Let me think.", "Hello, you.")
-    assert asked.invoke("Hi").content_blocks[0]["reasoning"] == "Let me think."  # type: ignore[typeddict-item]
+    assert asked.invoke("Hi").content_blocks[0]["reasoning"] == "Let me think."
     assert text["type"] == "text"
 
 

@@ -63,7 +63,7 @@ def of(events: list[Event], about: Any = None) -> Run:
     """A run as far as it has come, of which this is the log."""
     run = Run.__new__(Run)
     run.id, run.log, run.about = RUN, log_of(events), {ABOUT: about or {}}
-    run.terminal = events[-1] if run.log.closed else None  # type: ignore[assignment]
+    run.terminal = events[-1] if run.log.closed else None
     run.answer = type("Answer", (), {"is_open": any(isinstance(one, Start) for one in events), "model": "m"})()
     run.created = 1_795_261_842.9
     return run
@@ -123,8 +123,8 @@ def test_what_is_begun_is_done_and_the_end_repeats_it(name: str) -> None:
 
 @each_answer
 def test_the_whole_answer_is_what_the_stream_ends_with(name: str) -> None:
-    asked = Whole(of(ANSWERED[name]), decode(body()).form(of(ANSWERED[name]))._tell)  # type: ignore[attr-defined]
-    assert json.loads(folded(asked, ANSWERED[name])) == events_of(name)[-1]["response"]  # type: ignore[arg-type]
+    asked = Whole(of(ANSWERED[name]), decode(body()).form(of(ANSWERED[name]))._tell)
+    assert json.loads(folded(asked, ANSWERED[name])) == events_of(name)[-1]["response"]
     assert snapshot(of(ANSWERED[name])) == events_of(name)[-1]["response"]
 
 

@@ -10,7 +10,6 @@ from msgspec import UNSET, Meta
 from msgspec.structs import replace
 
 from streaming.errors import RequestError
-from streaming.events import Event
 from streaming.limits import Limits
 from streaming.request import Fallbacks, Message, ModelName, ModelNames, Options, RunRequest, Seconds
 
@@ -206,7 +205,7 @@ _LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def json_line(value: Event | Mapping[str, Any] | str) -> bytes:
+def json_line(value: Any) -> bytes:
     """Encode as JSON that no reader takes for more than one line."""
     try:
         line = _encode(value)

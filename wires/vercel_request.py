@@ -199,7 +199,7 @@ def _output(part: Part, state: Any) -> str | None:
     match state:
         case "output-available":
             output = part.get("output")
-            return output if isinstance(output, str) else json_line(output).decode()  # type: ignore[arg-type]
+            return output if isinstance(output, str) else json_line(output).decode()
         case "output-error":
             return str(part.get("errorText") or "")
         case "output-denied":
