@@ -1,5 +1,6 @@
 """A real service in a process of its own, on a free port, with the environment a test gives it and no other."""
 
+import gc
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -125,6 +127,15 @@ def start_service() -> Iterator[Start]:
     """Start services, which are stopped at the end of the module."""
     with starting() as start:
         yield start
+
+
+@pytest.fixture(scope="module")
+def leftovers() -> Iterator[None]:
+    """What the SDKs of a module leave open goes with it, not in a test of another."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,8 @@ from .served_graphs import answer
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
 pytest_plugins = ["tests.upstream", "tests.served_graphs"]
+# An SDK whose stream breaks off leaves its socket to the collector, which may come in any test.
+pytestmark = [pytest.mark.usefixtures("leftovers"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 HI: Any = [{"role": "user", "content": "Hi"}]

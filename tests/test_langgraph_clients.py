@@ -25,6 +25,8 @@ from .test_langgraph import EVERYTHING, MODES, TWO_CALLS
 from .upstream import Exchange, Head, Upstream
 
 pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs"]
+# An SDK whose stream breaks off leaves its socket to the collector, which may come in any test.
+pytestmark = [pytest.mark.usefixtures("leftovers"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 

@@ -31,6 +31,8 @@ from .test_langgraph_clients import CLIENTS, HI, JS, asked_of, said, seen, sent,
 from .upstream import HOLD, PAUSE, Upstream
 
 pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs"]
+# An SDK whose stream breaks off leaves its socket to the collector, which may come in any test.
+pytestmark = [pytest.mark.usefixtures("leftovers"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
 TUPLES = {"input": HI, "stream_mode": "messages-tuple"}
 KINDS = pytest.mark.parametrize("kind", ["async", "sync", "node"])

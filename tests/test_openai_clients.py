@@ -25,6 +25,8 @@ from .served_graphs import answer, held
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
 pytest_plugins = ["tests.upstream", "tests.served_graphs"]
+# An SDK whose stream breaks off leaves its socket to the collector, which may come in any test.
+pytestmark = [pytest.mark.usefixtures("leftovers"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
 SEED: Any = {"seed": 1, "temperature": 0, "max_tokens": 12}
 HI: Any = [{"role": "user", "content": "Say hello."}]
