@@ -113,3 +113,4 @@ class Problems:
                 await told(scope, wrong)(scope, receive, watched)
         finally:
             del scope[SERVER_SEND]  # which holds the server's request, which holds the scope
+            scope.pop(TELLER, None)  # which may hold the scope, too
