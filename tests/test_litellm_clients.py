@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,20 @@ for model in stops:
     chunk = None
     tell("gone")
 """
+
+
+@contextmanager
+def running(service: Service, script: str) -> Iterator[Callable[[], Any]]:
+    """Run a script that asks nobody by itself, and yield what returns the next that it tells; its end is in peace."""
+    command = [PYTHON, "-c", script, f"http://127.0.0.1:{service.port}", "[]", "[]"]
+    with subprocess.Popen(command, env=ALONE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        alarm = threading.Timer(3 * DEADLINE, process.kill)
+        alarm.start()
+        assert process.stdout
+        yield lambda: json.loads(process.stdout.readline())
+        process.communicate()
+        alarm.cancel()
+        assert process.returncode == 0
 
 
 def told(service: Service, vendors: list[str], stops: list[str]) -> list[Any]:
