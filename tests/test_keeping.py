@@ -5,6 +5,7 @@ On the jumping clock: what is kept for a minute is kept for a minute to the last
 
 import asyncio
 import gc
+import logging
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -398,8 +399,11 @@ ENDINGS: dict[str, Sequence[Step]] = {
 
 
 @pytest.mark.parametrize("steps", ENDINGS.values(), ids=ENDINGS)
-def test_what_is_kept_of_a_run_is_what_is_counted_for_it(steps: Sequence[Step]) -> None:
+def test_what_is_kept_of_a_run_is_what_is_counted_for_it(
+    steps: Sequence[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else `keep_bytes` would bound nothing: a prompt or an exception's frames may be of any size."""
+    monkeypatch.setattr(logging.getLogger("sidestream"), "disabled", True)  # pytest keeps what is logged
 
     async def keep(runs: Runs, number: int) -> int:
         """Keep so many runs, and return what is counted for them."""

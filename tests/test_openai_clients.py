@@ -334,7 +334,7 @@ def test_a_response_is_stopped_by_its_id(sdk: OpenAI, upstream: Upstream) -> Non
     stream = sdk.responses.create(model="openai/gpt-4o-mini", input="Hi", stream=True)
     response_id = next(stream).response.id
     assert sdk.responses.cancel(response_id).status == "cancelled"
-    assert upstream.request().ended == "aborted"
+    assert upstream.request().wait().ended == "aborted"
     with pytest.raises(openai.APIError, match="stopped") as stopped:
         list(stream)
     assert stopped.value.code == "cancelled"

@@ -226,7 +226,7 @@ def test_a_response_is_stopped_by_its_id(relay: Service, upstream: Upstream) -> 
         {"model": "openai/gpt-4o-mini", "input": "Hi"},
     )
     assert out == [["cancelled"], [["APIError", None, "cancelled", 32], "cancelled"]]
-    assert upstream.request().ended == "aborted"
+    assert upstream.request().wait().ended == "aborted"
 
 
 def test_models_are_listed_and_found(relay: Service) -> None:
