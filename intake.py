@@ -136,7 +136,7 @@ class Intake:
             request = asked.fit(self._request(model, chat, caller), self._providers.takes(model))
             if self._providers.has_effects(model.provider):
                 request = replace(request, **HINTS)
-            elif asked.api and asked.api == self._providers.api(model.provider):
+            elif asked.verbatim is not None and asked.api == self._providers.api(model.provider):
                 request = replace(request, verbatim=asked.verbatim, passed=asked.passed)
             requests.append(request)
         limits = chat.limits(self.settings.limits, linger)

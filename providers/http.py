@@ -145,7 +145,7 @@ class Upstreams:
     ) -> None:
         if request.upstream_key:
             endpoint = endpoint.with_key(request.upstream_key)
-        if further := [*request.trace, *(request.passed if request.verbatim is not None else ())]:
+        if further := [*request.trace, *request.passed]:
             endpoint = endpoint.with_headers(further)
         try:
             answer = await self._ask(endpoint, _encode(body))

@@ -25,15 +25,14 @@ import msgspec
 from msgspec import UNSET, Struct
 from starlette.responses import Response
 
-from streaming.errors import Fault, RequestError, UpstreamError
+from streaming.errors import Fault, UpstreamError
 from streaming.events import Done, Event, Reasoning, Reset, Start, Terminal, Token, ToolCall, ToolCallDelta
 from streaming.run import Run
 
 from .anthropic_message import input_of, message, stop, usage, whole
 from .anthropic_request import read, verbatim
 from .chat import decoded, json_line
-from .fold import WAITS, Asked, Folded, Whole, Wire, refusal, status_of, unsayable
-from .viewer import failure
+from .fold import Asked, Folded, Whole, Wire, no_answer, refusal, status_of, unsayable
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 STOPPED = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -180,22 +179,19 @@ class Events:
             yield _event("content_block_stop", b'"index":%d' % self._block)
 
     def _end(self, event: Terminal) -> Iterator[bytes]:
-        if not isinstance(event, Done):
-            failed = failure(event)
-            assert failed
+        if failed := no_answer(event):
             yield from self._fail(failed)
-        elif event.finish_reason == "interrupt":
-            yield from self._fail(RequestError("interrupted", WAITS))
-        else:
-            while self._call and not self.is_over:  # it was cut, and there may be another among what has waited
-                yield from self._finish()
-            if self.is_over:
-                return
-            yield from self._begin()
-            yield from self._close()
-            ending = b'"delta":%b,"usage":%b' % (json_line(stop(event.finish_reason)), json_line(usage(event.usage)))
-            yield _event("message_delta", ending)
-            yield STOPPED
+            return
+        assert isinstance(event, Done)
+        while self._call and not self.is_over:  # it was cut, and there may be another among what has waited
+            yield from self._finish()
+        if self.is_over:
+            return
+        yield from self._begin()
+        yield from self._close()
+        ending = b'"delta":%b,"usage":%b' % (json_line(stop(event.finish_reason)), json_line(usage(event.usage)))
+        yield _event("message_delta", ending)
+        yield STOPPED
 
     def _fail(self, fault: Fault) -> Iterator[bytes]:
         self.is_over = True

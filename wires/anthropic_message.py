@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from streaming.errors import RequestError
 from streaming.events import Done, Event, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
 from streaming.run import Run
 
 from .chat import json_line
-from .fold import WAITS
+from .fold import no_answer
 
 STOPS: dict[FinishReason, str] = {
     "stop": "end_turn",  # as is what a stop sequence has ended: upstreams do not all tell which
@@ -36,10 +35,10 @@ def message(
 
 def whole(run: Run) -> dict[str, Any]:
     """Return the answer of a run that is done. Raises RequestError where its graph waits."""
+    if failed := no_answer(run.terminal):
+        raise failed
     done = run.terminal
     assert isinstance(done, Done)
-    if done.finish_reason == "interrupt":
-        raise RequestError("interrupted", WAITS)
     return message(run.id, done.model, blocks(run.log.answer()), done.finish_reason, done.usage)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from streaming.errors import Fault, fault
+from streaming.errors import Fault, RequestError, fault
 from streaming.events import Done, Event, Reset, Terminal
 from streaming.log import Cursor, EventLog
 from streaming.request import Headers, RunRequest, Takes
@@ -18,7 +18,7 @@ from streaming.run import Run
 
 from .chat import ChatRequest, json_line
 from .problem import status_headers
-from .viewer import Form, Viewer
+from .viewer import Form, Viewer, failure
 
 COMMENT = b": ping\n\n"
 
@@ -134,7 +134,11 @@ def unsayable(event: Reset) -> Fault:
     return fault(event.reason, "The answer broke off, and another model begins anew; here that cannot be told.")
 
 
-WAITS = "The graph waits for a person; here that cannot be told."
+def no_answer(ending: Terminal | None) -> Fault | None:
+    """Return why a run that is over has no whole answer for a vendor's client, if so."""
+    if isinstance(ending, Done) and ending.finish_reason == "interrupt":
+        return RequestError("interrupted", "The graph waits for a person; here that cannot be told.")
+    return failure(ending)
 
 
 class Asked(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
-from streaming.errors import Fault, RequestError
+from streaming.errors import Fault
 from streaming.events import (
     Done,
     Event,
@@ -34,7 +34,7 @@ from streaming.events import (
 from streaming.run import Run
 
 from .chat import Tools, Turns, beside, json_line
-from .fold import WAITS, Asked, Folded, Whole, Wire, unsayable
+from .fold import Asked, Folded, Whole, Wire, no_answer, unsayable
 from .openai import (
     Calls,
     call_asked,
@@ -51,7 +51,6 @@ from .openai import (
     tell,
     verbatim,
 )
-from .viewer import failure
 
 DONE = b"data: [DONE]\n\n"
 
@@ -209,18 +208,15 @@ class Chunks:
         yield from self._say(b'"tool_calls":[%b]' % json_line(told), content=b"null")
 
     def _end(self, event: Terminal) -> Iterator[bytes]:
-        if not isinstance(event, Done):
-            failed = failure(event)
-            assert failed
+        if failed := no_answer(event):
             yield from self._fail(failed)
-        elif event.finish_reason == "interrupt":
-            yield from self._fail(RequestError("interrupted", WAITS))
-        else:
-            yield from self._say(b"")
-            yield self._choice(b"", json_line(event.finish_reason))  # in the same words
-            if self._wants_usage:
-                yield self._head + b'],"usage":%b}\n\n' % json_line(usage(event.usage))
-            yield DONE
+            return
+        assert isinstance(event, Done)
+        yield from self._say(b"")
+        yield self._choice(b"", json_line(event.finish_reason))  # in the same words
+        if self._wants_usage:
+            yield self._head + b'],"usage":%b}\n\n' % json_line(usage(event.usage))
+        yield DONE
 
     def _fail(self, fault: Fault) -> Iterator[bytes]:
         self.is_over = True
@@ -244,9 +240,9 @@ def usage(counted: Usage) -> dict[str, Any]:
 
 def whole(run: Run) -> dict[str, Any]:
     """Return the answer of a run that is done, as one object. Raises RequestError where its graph waits."""
+    if failed := no_answer(run.terminal):
+        raise failed
     assert isinstance(run.terminal, Done)
-    if run.terminal.finish_reason == "interrupt":
-        raise RequestError("interrupted", WAITS)
     calls = [call_of(event) for event in run.log.answer() if isinstance(event, ToolCall) and event.node is UNSET]
     text, thoughts = run.log.text(Token), run.log.text(Reasoning)
     message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}

@@ -38,11 +38,10 @@ from streaming.events import (
 from streaming.run import Run
 
 from .chat import json_line
-from .fold import WAITS, Asked, Folded, Whole, Wire, unsayable
+from .fold import Asked, Folded, Whole, Wire, no_answer, unsayable
 from .openai import Calls, error, given, tell
 from .openai_response import CALL, MESSAGE, REASONING, Item, Kind, Object, done, failed, response
 from .openai_responses_request import read
-from .viewer import failure
 
 ABOUT = "openai_responses"  # where, in what is kept with a run, stands what its response says of its request
 
@@ -78,8 +77,8 @@ def snapshot(run: Run) -> Object:
 
 
 def _whole(run: Run) -> Object:
-    if isinstance(run.terminal, Done) and run.terminal.finish_reason == "interrupt":
-        raise RequestError("interrupted", WAITS)
+    if fault := no_answer(run.terminal):
+        raise fault
     return snapshot(run)
 
 
@@ -185,10 +184,8 @@ class Events:
 
     def _end(self, event: Terminal) -> Iterator[bytes]:
         assert isinstance(event, Done | Error | Cancelled)
-        if fault := failure(event):
+        if fault := no_answer(event):
             yield from self._fail(fault, event.usage)
-        elif isinstance(event, Done) and event.finish_reason == "interrupt":
-            yield from self._fail(RequestError("interrupted", WAITS), event.usage)
         elif isinstance(event, Done):
             yield from self._begin()
             self.has_said = True
