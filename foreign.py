@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Scope
 
 from intake import Intake
 from streaming.errors import Fault, RequestError
+from streaming.followed import Followed
 from streaming.metrics import Metrics
-from streaming.run import Run
 from streaming.settings import Settings
 from wires.fold import Answer, Wire
 from wires.host import path_below_root
@@ -29,7 +29,7 @@ from wires.resource import head_of, idempotency_key, json_response, path_of
 from wires.sse import EventStream
 from wires.viewer import Form, Viewer
 
-Begin = Callable[[Request, Run], None]
+Begin = Callable[[Request, Followed], None]
 # Whose words are spoken below a path. At OpenAI's and Anthropic's common one it depends on who asks.
 SPOKEN = {
     "/v1/messages": "anthropic",
@@ -127,14 +127,14 @@ class Foreign:
     async def run(self, wire: Wire, request: Request, *, linger: float = 0) -> Response:
         """Run a wire's request, and tell its run as it wants it."""
         caller = self._intake.caller(request)
-        left = self._intake.spend(caller, request)
+        left = await self._intake.spend(caller, request)
         body = await self._intake.body(request, as_text=wire.takes_text)
         passed = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") in wire.passes]
         asked = wire.decode(body)._replace(passed=passed)
         key = idempotency_key(request.headers)
         linger = linger if asked.linger is None else asked.linger
         name = request.path_params.get("name")
-        run = self._intake.run_asked(asked, caller, name, linger=linger, key=key, body=body)
+        run = await self._intake.run_asked(asked, caller, name, linger=linger, key=key, body=body)
         headers = {**wire.headers(run), **left}
 
         def tell(fault: Fault) -> Response:
@@ -149,7 +149,7 @@ class Foreign:
     async def ui_stream(self, request: Request) -> Response:
         """Tell a Vercel chat's newest run, or a run by its id, to who comes back to it; or stop it (by DELETE)."""
         vercel = wire_of("vercel")
-        run = self._chats_run(request.path_params["chat_id"], self._intake.caller(request).owner)
+        run = await self._chats_run(request.path_params["chat_id"], self._intake.caller(request).owner)
         start_index = request.query_params.get("startIndex")
         if request.method == "DELETE" and run:
             run.end("requested")
@@ -164,18 +164,18 @@ class Foreign:
             return self.follow(request, run, replay, vercel.headers(run), after=after, resumes=True)
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
-    def _chats_run(self, name: str, owner: str) -> Run | None:
+    async def _chats_run(self, name: str, owner: str) -> Followed | None:
         runs = self._intake.runs
-        if run := runs.latest(wire_of("vercel").name_of(name), owner):
+        if run := await runs.latest(wire_of("vercel").name_of(name), owner):
             return run
         with suppress(RequestError):
-            return runs.find(name, owner)
+            return await runs.find(name, owner)
         return None
 
     async def response(self, request: Request) -> Response:
         """Tell a response of OpenAI's API as it stands; with `?stream=true` as events, by POST once it is stopped."""
         responses = wire_of("openai_responses")
-        run = self.find(request, request.path_params["response_id"].removeprefix("resp_"))
+        run = await self.find(request, request.path_params["response_id"].removeprefix("resp_"))
         if request.method == "POST":
             run.end("requested")
             await run.wait()
@@ -185,9 +185,9 @@ class Foreign:
             return self.follow(request, run, form, responses.WIRE.headers(run), resumes=after is not None)
         return json_response(responses.snapshot(run), 200, **responses.WIRE.headers(run))
 
-    def find(self, request: Request, run_id: str) -> Run:
+    async def find(self, request: Request, run_id: str) -> Followed:
         """Return a run of the caller's. Raises RequestError not_found."""
-        return self._intake.runs.find(run_id, self._intake.caller(request).owner)
+        return await self._intake.runs.find(run_id, self._intake.caller(request).owner)
 
     async def body(self, request: Request) -> bytes:
         """Return the body of a request that starts no run."""
@@ -197,7 +197,7 @@ class Foreign:
     def follow(
         self,
         request: Request,
-        run: Run,
+        run: Followed,
         form: Form,
         headers: Mapping[str, str],
         *,

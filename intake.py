@@ -16,9 +16,9 @@ from providers.registry import Choice, Model, Providers
 from streaming.breaker import Breaker, Breakers
 from streaming.errors import RequestError
 from streaming.failover import Candidate, Failover
+from streaming.followed import Followed
 from streaming.limits import Limits
 from streaming.request import RunRequest
-from streaming.run import Run
 from streaming.runs import Runs
 from streaming.settings import Settings
 from wires.access import Access, Caller, upstream_key
@@ -53,25 +53,25 @@ class Intake:
         owner = self._access.owner(request)
         return Caller(owner, upstream_key(request.headers, allowed=self.settings.allow_upstream_keys))
 
-    def spend(self, caller: Caller, request: Request | None = None) -> dict[str, str]:
+    async def spend(self, caller: Caller, request: Request | None = None) -> dict[str, str]:
         """Count a request for a run (of a socket: a turn), a bad one too; return the headers that tell what is left.
 
         Who asks for the same run again, by its Idempotency-Key, has nothing to pay, nor who wants a head alone.
         """
-        if request and (request.method == "HEAD" or self._is_again(request, caller)):
+        if request and (request.method == "HEAD" or await self._is_again(request, caller)):
             return {}
         return self._quota.spend(caller.owner)
 
-    def _is_again(self, request: Request, caller: Caller) -> bool:
-        return request.method == "POST" and self.runs.knows(caller.owner, idempotency_key(request.headers))
+    async def _is_again(self, request: Request, caller: Caller) -> bool:
+        return request.method == "POST" and await self.runs.knows(caller.owner, idempotency_key(request.headers))
 
-    def find(self, request: Request) -> Run:
+    async def find(self, request: Request) -> Followed:
         """Return the run of a path: its owner's, or whosever it is where the URL is signed for it."""
         run_id, query = request.path_params["run_id"], request.query_params
         if not is_signed(query):
-            return self.runs.find(run_id, self.caller(request).owner)
+            return await self.runs.find(run_id, self.caller(request).owner)
         check_origin(request.headers, self.settings.allowed_origins)
-        run = self.runs.find(run_id, None)
+        run = await self.runs.find(run_id, None)
         self.links.check(run_id, query)
         return run
 
@@ -83,16 +83,16 @@ class Intake:
         default: str | None = None,
         *,
         linger: float,
-    ) -> Run:
+    ) -> Followed:
         """Make the run of a POST, or find that of its Idempotency-Key."""
         key = idempotency_key(request.headers)
         body = await self.body(request)
-        return self.run_of(decode_body(body), caller, provider, default, linger=linger, key=key, body=body)
+        return await self.run_of(decode_body(body), caller, provider, default, linger=linger, key=key, body=body)
 
     async def body(self, request: Request, *, as_text: bool = False) -> bytes:
         return await read_json(request, self.settings.max_body_bytes, self.settings.body_timeout, as_text=as_text)
 
-    def run_of(
+    async def run_of(
         self,
         chat: ChatRequest,
         caller: Caller,
@@ -102,7 +102,7 @@ class Intake:
         linger: float = 0,
         key: str = "",
         body: bytes = b"",
-    ) -> Run:
+    ) -> Followed:
         """Make the run of a request; whoever follows it begins it.
 
         `provider` is that of the path. `default` is the model of a request that names none, in place of the service's.
@@ -110,9 +110,9 @@ class Intake:
         choice = self._choose(chat, caller, provider, default)
         requests = [self._request(model, chat, caller) for model in choice.models]
         limits = chat.limits(self.settings.limits, linger)
-        return self._create(choice, requests, limits, caller, key=key, asked=digest(str(choice), body))
+        return await self._create(choice, requests, limits, caller, key=key, asked=digest(str(choice), body))
 
-    def run_asked(
+    async def run_asked(
         self,
         asked: Asked,
         caller: Caller,
@@ -121,7 +121,7 @@ class Intake:
         linger: float,
         key: str = "",
         body: bytes = b"",
-    ) -> Run:
+    ) -> Followed:
         """Make the run of a request that came by another's wire. `name` is that of the path, which may be a model's.
 
         Its clients send what their API demands: of how to generate, chains and graphs pass over what is no more than a
@@ -143,7 +143,7 @@ class Intake:
         # A thread stands in the path, and what a run is to be told as is not in every body.
         same = digest(f"{choice} {asked.name} {asked.about}", body)
         known = {"key": key, "asked": same, "name": asked.name, "about": asked.about}
-        return self._create(choice, requests, limits, caller, **known)
+        return await self._create(choice, requests, limits, caller, **known)
 
     def _choose(
         self, chat: ChatRequest, caller: Caller, provider: str | None = None, default: str | None = None
@@ -158,12 +158,12 @@ class Intake:
     def _request(self, model: Model, chat: ChatRequest, caller: Caller) -> RunRequest:
         return chat.to_run(model.model, caller.upstream_key, caller.owner)
 
-    def _create(
+    async def _create(
         self, choice: Choice, requests: Sequence[RunRequest], limits: Limits, caller: Caller, **known: Any
-    ) -> Run:
+    ) -> Followed:
         candidates = [self._candidate(*pair, caller) for pair in zip(choice.models, requests, strict=True)]
         failover = Failover(candidates, choice.on, self.settings.retries)
-        return self.runs.create(failover, limits, owner=caller.owner, **known)
+        return await self.runs.create(failover, limits, owner=caller.owner, **known)
 
     def _candidate(self, model: Model, request: RunRequest, caller: Caller) -> Candidate:
         return Candidate(

@@ -6,9 +6,10 @@ carries them out. Here they are put together; what each does is in wires/, provi
 
 import asyncio
 import os
+import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ from intake import Intake
 from providers.registry import Providers
 from streaming.breaker import Breakers
 from streaming.drain import Drain
-from streaming.errors import Fault, RequestError, SettingsError
+from streaming.errors import Fault, RequestError, ServiceError, SettingsError
+from streaming.events import Draining
+from streaming.followed import Followed
 from streaming.garbage import Collector
 from streaming.logs import log_run, set_up
 from streaming.metrics import Metrics
@@ -35,7 +38,7 @@ from streaming.settings import Settings, load
 from wires import ndjson as lines
 from wires.access import Access, Caller, Subject
 from wires.chat import ChatRequest, decode_query
-from wires.event_id import EventId, last_event_id, position
+from wires.event_id import EventId, last_event_id, reached
 from wires.host import Hosts
 from wires.operations import metrics, ready
 from wires.origin import cors
@@ -43,11 +46,13 @@ from wires.page import file
 from wires.problem import PROBLEMS, Problems, problem, told
 from wires.resource import head_of, json_response, path_of, status
 from wires.sse import EventStream
+from wires.sse import farewell as sse_farewell
 from wires.sse import form as event_form
-from wires.viewer import Viewer
+from wires.viewer import EachEvent, Viewer
 from wires.websocket import Conversation, lost_at
 
 if TYPE_CHECKING:
+    from streaming.replication import Replication
     from streaming.tracing import Tracing
 
 try:
@@ -63,7 +68,12 @@ class Service:
     """The endpoints, and what they share."""
 
     def __init__(
-        self, settings: Settings, providers: Providers, access: Access, tracing: "Tracing | None" = None
+        self,
+        settings: Settings,
+        providers: Providers,
+        access: Access,
+        tracing: "Tracing | None" = None,
+        replication: "Replication | None" = None,
     ) -> None:
         self.settings = settings
         self.providers = providers
@@ -75,11 +85,19 @@ class Service:
             tracing.models = self.metrics.models
         self.breakers = Breakers(settings.breaker)
         self.runs = Runs(settings.keep, settings.keep_bytes, settings.capacity, self.garbage.look, self._run_ended)
+        self.runs.elsewhere = self.replication = replication
         self.intake = Intake(settings, providers, access, self.breakers, self.runs)
+        if replication:
+            replication.on_secret = self.intake.links.accept
         self.foreign = Foreign(settings, self.intake, self._begin, self.metrics)
-        self.event_form = event_form(settings.retry_ms)
+        self.forms = lines.FORM, event_form(settings.retry_ms)
+        # Those of clients who come back by themselves, or know how to.
+        self.leaving_forms = tuple(
+            form._replace(farewell=partial(self._farewell, tell))
+            for form, tell in zip(self.forms, (lines.farewell, sse_farewell), strict=True)
+        )
         self.conversations: set[Conversation] = set()
-        self.drain = Drain(self.runs, settings.drain_timeout, self._close_conversations)
+        self.drain = Drain(self.runs, settings.drain_timeout, self._leave)
         self.started = int(time.time())
 
     def _run_ended(self, run: Run) -> None:
@@ -88,9 +106,9 @@ class Service:
             self.tracing.run_ended(run)
         log_run(run)
 
-    def _begin(self, request: HTTPConnection, run: Run) -> None:
+    def _begin(self, request: HTTPConnection, run: Followed) -> None:
         """Start the run of a request, unless it was; in a span of its own where runs are traced."""
-        if self.tracing and not run.started:
+        if self.tracing and isinstance(run, Run) and not run.started:
             with self.tracing.beginning(run, request.headers.items()):
                 self.runs.begin(run)
         else:
@@ -106,13 +124,13 @@ class Service:
         if provider is not None:
             self.providers.check(provider)
         if seen := last_event_id(request.headers, request.query_params):
-            return self._follow(request, self.runs.find(seen.run, caller.owner), seen, ndjson=ndjson)
-        left = self.intake.spend(caller, request)
+            return await self._follow(request, self.runs.find(seen.run, caller.owner), seen, ndjson=ndjson)
+        left = await self.intake.spend(caller, request)
         if request.method == "POST":
             run = await self.intake.posted(request, caller, provider, default, linger=0)
         else:
-            run = self.intake.run_of(decode_query(request.query_params.multi_items()), caller, provider, default)
-        response = self._follow(request, run, None, ndjson=ndjson)
+            run = await self.intake.run_of(decode_query(request.query_params.multi_items()), caller, provider, default)
+        response = self._viewed(request, run, 0, ndjson=ndjson)
         response.headers.update(left)
         return response
 
@@ -122,7 +140,7 @@ class Service:
         if last_event_id(request.headers, request.query_params):
             text = "A request with an event id starts no run; follow one at /runs/<id>/events."
             raise RequestError("invalid_request", text, field="last_event_id")
-        left = self.intake.spend(caller, request)
+        left = await self.intake.spend(caller, request)
         run = await self.intake.posted(request, caller, linger=self.settings.linger)
         self._begin(request, run)
         path = path_of(request.scope, run)
@@ -130,7 +148,7 @@ class Service:
 
     async def run(self, request: Request) -> Response:
         """Tell how a run stands, or (by DELETE) stop it: then return when its upstream is closed."""
-        run = self.intake.find(request)
+        run = await self.intake.find(request)
         if request.method != "DELETE":
             return json_response(status(run))
         run.end("requested")
@@ -140,25 +158,55 @@ class Service:
     async def events(self, request: Request) -> Response:
         """Follow a run from its beginning, or from where the client was."""
         seen = last_event_id(request.headers, request.query_params)
-        return self._follow(request, self.intake.find(request), seen)
+        return await self._follow(request, self.intake.find(request), seen)
 
-    def _follow(self, request: Request, run: Run, seen: EventId | None, *, ndjson: bool = False) -> Response:
-        """Follow a run from where the client was: it gets what it has not seen, and 204 once it has seen all."""
-        after = position(run, seen)
+    async def _follow(
+        self, request: Request, finding: Awaitable[Followed], seen: EventId | None, *, ndjson: bool = False
+    ) -> Response:
+        """Follow a run from where the client was: it gets what it has not seen, and 204 once it has seen all.
+
+        Where another replica has it, and cannot be reached, the client is to come again: to an EventSource a status
+        would be the end.
+        """
+        try:
+            run = await finding
+            after = await reached(run, seen)
+        except ServiceError as fault:
+            if fault.code != "unavailable" or request.method != "GET":
+                raise
+            return self._come_again(self._form(request, ndjson=ndjson))
         self.metrics.resumes += after > 0
         if run.log.ended(after):
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        ndjson = ndjson or lines.MEDIA_TYPE in request.headers.get("accept", "").lower()
+        return self._viewed(request, run, after, ndjson=ndjson)
+
+    def _come_again(self, form: EachEvent) -> Response:
+        """Send a client to another replica at once."""
+        assert form.farewell
+        media_type = lines.MEDIA_TYPE if form.encode is lines.line else "text/event-stream"
+        return Response(form.opening + form.farewell(), 200, {"Cache-Control": "no-store"}, media_type)
+
+    def _form(self, request: Request, *, ndjson: bool) -> EachEvent:
+        """Return in what form events are told; who asks by GET can come back for the rest, to another replica."""
+        forms = self.leaving_forms if request.method == "GET" else self.forms
+        return forms[not (ndjson or lines.MEDIA_TYPE in request.headers.get("accept", "").lower())]
+
+    def _farewell(self, tell: Callable[[Draining], bytes]) -> bytes:
+        """Send a viewer to another replica: soon, but not all at once."""
+        return tell(Draining(round(min(self.settings.retry_ms, 1000) * random.uniform(0.3, 1))))  # noqa: S311  # no secret
+
+    def _viewed(self, request: Request, run: Followed, after: int, *, ndjson: bool) -> Response:
+        form = self._form(request, ndjson=ndjson)
         viewer = Viewer(
             run,
             partial(self._begin, request, run),
-            lines.FORM if ndjson else self.event_form,
+            form,
             after=after,
             ping_interval=self.settings.ping_interval,
             send_timeout=self.settings.send_timeout,
             on_refusal=self.metrics.refused,
         )
-        response: Response = lines.LineStream(viewer) if ndjson else EventStream(viewer)
+        response: Response = lines.LineStream(viewer) if form.encode is lines.line else EventStream(viewer)
         if request.method == "HEAD":
             return head_of(response)
         response.headers["Content-Location"] = path_of(request.scope, run)
@@ -168,30 +216,44 @@ class Service:
         """Many turns over one socket."""
         try:
             caller = self.intake.caller(socket)
-            seen = lost_at(socket.query_params)
+            lost = await self._lost(socket, caller)
             conversation = Conversation(
                 socket,
                 partial(self._next_turn, socket, caller),
                 partial(self._begin, socket),
                 send_timeout=self.settings.send_timeout,
                 max_bytes=self.settings.max_body_bytes,
-                lost=(self.runs.find(seen.run, caller.owner), seen) if seen else None,
+                lost=lost,
                 on_refusal=self.metrics.refused,
             )
         except Fault as fault:
             await socket.send_denial_response(self._refusal(fault))
             return
-        self.metrics.resumes += seen is not None
+        self.metrics.resumes += lost is not None
         self.conversations.add(conversation)
         try:
             await conversation.serve()
         finally:
             self.conversations.discard(conversation)
 
-    def _next_turn(self, socket: WebSocket, caller: Caller, chat: ChatRequest) -> Run:
+    async def _lost(self, socket: WebSocket, caller: Caller) -> tuple[Followed, EventId] | None:
+        """Return the run of the turn to go on with, if the client says, and what it has seen of it."""
+        if not (seen := lost_at(socket.query_params)):
+            return None
+        run = await self.runs.find(seen.run, caller.owner)
+        if run.hands_over and not run.log.closed:  # a socket cannot be sent elsewhere later: it would stay
+            raise ServiceError("unavailable", "This replica goes, or has lost the run; another has it.")
+        await run.reach(seen.seq)
+        return run, seen
+
+    async def _next_turn(self, socket: WebSocket, caller: Caller, chat: ChatRequest) -> Followed:
         self.access.owner(socket)  # whose key may be no more
-        self.intake.spend(caller)
-        return self.intake.run_of(chat, caller)
+        await self.intake.spend(caller)
+        return await self.intake.run_of(chat, caller)
+
+    async def _leave(self) -> None:
+        """Send away who can go on elsewhere, and close sockets."""
+        await asyncio.gather(self._close_conversations(), *([self.replication.hand_over()] if self.replication else []))
 
     async def _close_conversations(self) -> None:
         await asyncio.gather(*(conversation.close() for conversation in self.conversations))
@@ -260,6 +322,8 @@ class Service:
         _raise_open_files()
         warming = asyncio.create_task(self._warm())
         self.drain.on_signals()
+        if self.replication:
+            self.replication.start()
         stop_watching = self.metrics.watch_loop()
         try:
             yield {"on_refusal": self.metrics.refused}  # for the server, which refuses some by itself (wires/server.py)
@@ -268,6 +332,8 @@ class Service:
             warming.cancel()
             await asyncio.wait((warming,))
             await self.runs.close()
+            if self.replication:
+                await self.replication.close()
             # Together, since the process ends soon, whoever is not done by then (streaming/drain.py).
             await asyncio.gather(self.providers.close(), *([self.tracing.close()] if self.tracing else []))
             self.garbage.close()
@@ -328,7 +394,8 @@ def app_of(service: Service) -> Starlette:
 def create_service(environ: Mapping[str, str]) -> Service:
     """Read the settings, find the providers and who may use them. Raises SettingsError with every bad value of all."""
     settings, problems = load(environ)
-    makes = partial(_providers, settings, environ), partial(_access, settings), partial(_tracing, settings)
+    rest = [partial(make, settings) for make in (_access, _tracing, _replication)]
+    makes = partial(_providers, settings, environ), *rest
     return Service(settings, *_all(*makes, problems=problems))
 
 
@@ -374,6 +441,19 @@ def _tracing(settings: Settings) -> "Tracing | None":
     except ImportError:
         raise SettingsError("tracing: it needs the extra: sidestream[otel]") from None
     return Tracing(prompts=settings.trace_prompts)
+
+
+def _replication(settings: Settings) -> "Replication | None":
+    if not settings.redis_url:
+        return None
+    try:
+        from streaming.replication import Replication  # here, since most do without
+    except ImportError:
+        raise SettingsError("redis_url: it needs the extra: sidestream[redis]") from None
+    try:
+        return Replication(settings.redis_url, settings.keep)
+    except ValueError as exc:
+        raise SettingsError(f"SIDESTREAM_REDIS_URL: {exc}") from None
 
 
 def __getattr__(name: str) -> Any:

@@ -257,12 +257,8 @@ class Answer:
             or (self._usage and not self._log.characters)
         ):
             return reported
-        return replace(
-            reported,
-            input_tokens=reported.input_tokens or _tokens(self._candidate.request.characters),
-            output_tokens=_tokens(self._log.characters),
-            estimated=True,
-        )
+        asked = reported.input_tokens or _tokens(self._candidate.request.characters)
+        return estimated(replace(reported, input_tokens=asked), self._log.characters)
 
     def close(self) -> None:
         """Let go of all but the answer: the prompt, and who was asked."""
@@ -305,6 +301,11 @@ def _causes(exc: BaseException) -> str:
         names.append(type(cause).__name__)
         exc = cause
     return f" (from {' from '.join(names)})" if names else ""
+
+
+def estimated(usage: Usage, characters: int) -> Usage:
+    """Return a usage whose output, of so many characters, is estimated."""
+    return replace(usage, output_tokens=_tokens(characters), estimated=True)
 
 
 def _tokens(characters: int) -> int:

@@ -91,6 +91,8 @@ class ServiceError(Fault):
         "output_limit": (500, False),
         "overloaded": (503, True),
         "shutting_down": (503, True),
+        "unavailable": (503, True),  # another replica's run cannot be reached just now
+        "run_lost": (502, True),  # the replica that made the run has died
         "internal": (500, False),
     }
 

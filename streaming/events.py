@@ -266,6 +266,13 @@ class Interrupt(Event, frozen=True):
     value: Any
 
 
+class Draining(Event, frozen=True):
+    """This replica goes: reconnect in `retry_ms` milliseconds, and meet another. A connection's, not a run's: no id."""
+
+    name = "draining"
+    retry_ms: int
+
+
 class Terminal(Event, frozen=True):
     """Ends a run; nothing follows it, and each run has exactly one."""
 
@@ -307,3 +314,8 @@ class Cancelled(Terminal, frozen=True, kw_only=True):
     done: Literal[True] = True
     reason: Literal["disconnected", "requested", "draining"]
     usage: Usage
+
+
+KINDS: dict[str, type[Event]] = {
+    kind.name: kind for kind in vars().copy().values() if isinstance(kind, type) and hasattr(kind, "name")
+}

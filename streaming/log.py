@@ -38,8 +38,8 @@ class EventLog:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # what others read, then our own
-        "size", "deltas", "characters", "closed", "_run_id", "_entries", "_heads", "_last", "_answer", "_loop",
-        "_waiting", "_shared", "__weakref__",
+        "size", "deltas", "characters", "closed", "on_append", "_run_id", "_entries", "_heads", "_last", "_answer",
+        "_loop", "_waiting", "_shared", "__weakref__",
     )
     # fmt: on
 
@@ -48,6 +48,7 @@ class EventLog:
         self.deltas = 0  # of the answer: since the last Reset
         self.characters = 0  # of their text
         self.closed = False
+        self.on_append: Callable[[], object] | None = None  # called whenever something was
         self._run_id = run_id.encode()
         self._entries: list[Any] = []  # an Event, or the text of a delta that goes on
         self._heads: list[int] = []  # where an entry is an event; what follows until the next one goes on with its text
@@ -99,11 +100,17 @@ class EventLog:
         if last is None and isinstance(entries[-1], Terminal):
             self.closed = True
             self._shared.clear()
+        self.wake()
+        if self.on_append is not None:
+            self.on_append()
+        return True
+
+    def wake(self) -> None:
+        """Let all who wait go on, whether or not anything has followed."""
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
-        return True
 
     def merged(self, after: int, upto: int | None = None) -> list[Numbered]:
         """Return the events numbered `after + 1` to `upto` (else to the last), adjacent deltas joined.
@@ -148,6 +155,29 @@ class EventLog:
                 found.append(entry)
                 head = entry
         return found
+
+    def entries(self, after: int, upto: int) -> list[Event | str]:
+        """Return what is kept of the events numbered `after + 1` to `upto`: of a delta that goes on, its text alone."""
+        return self._entries[after:upto]
+
+    def extend(self, entries: Sequence[Event | str]) -> None:
+        """Append what `entries` gave of another log that is as long as this one.
+
+        Raises ValueError where a text goes on with nothing, or something with the end: the logs are not the same.
+        """
+        events: list[Event] = []
+        last: Event | None = self._last
+        for entry in entries:
+            if isinstance(last, Terminal):
+                raise ValueError("something behind the end")
+            if not isinstance(entry, str):
+                last = entry
+            elif isinstance(last, Delta):
+                entry = last.going_on(entry)
+            else:
+                raise ValueError("a text that goes on with nothing")
+            events.append(entry)
+        self.append(events)
 
     @property
     def answer_at(self) -> int:
@@ -226,6 +256,11 @@ class Cursor:
             await more
         finally:
             self.leave()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether anything is ready."""
+        return self.after < len(self._log)
 
     @property
     def is_far_behind(self) -> bool:

@@ -24,12 +24,10 @@ Not here: who is asked, how often, and what of it is said (answer.py).
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import MappingProxyType
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
-import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
@@ -37,27 +35,24 @@ from .answer import Answer, fault_of
 from .errors import Fault, ServiceError
 from .events import Cancelled, Done, Error, Finish, Queued, Terminal
 from .failover import Failover
+from .followed import CancelReason, Followed
 from .limits import Limits
-from .log import EventLog
-
-CancelReason = Literal["disconnected", "requested", "draining"]
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Run:
+class Run(Followed):
     """One generation. `start` it once, inside a running loop; it ends by itself or by `end`.
 
-    Its id carries 128 random bits: nobody finds it by guessing. `owner` is who may, and `key` how it was asked for
-    (streaming/runs.py). `about` is what its wire keeps with it, to tell it again; JSON, and not for us to read.
+    Its id carries 128 random bits: nobody finds it by guessing.
     """
 
     # fmt: off
-    __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
-        "id", "owner", "key", "name", "about", "created", "limits", "log", "answer", "terminal",
-        "viewers", "position", "_task", "_alone", "_deadline", "_on_end", "_now", "_asked", "_began", "_ended",
+    __slots__ = (  # noqa: RUF023  # in the order of their use
+        "answer", "position", "_task", "_alone", "_deadline", "_on_end", "_now", "_asked", "_began", "_ended",
         "_ending",
     )
     # fmt: on
+    answer: Answer
+    position: int
 
     def __init__(
         self,
@@ -68,18 +63,9 @@ class Run:
         name: str = "",
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.id = secrets.token_hex(16)
-        self.owner = owner
-        self.key = key
-        self.name = name
-        self.about = about or NOTHING
-        self.created = time.time()
-        self.limits = limits
-        self.log = EventLog(self.id)
+        super().__init__(secrets.token_hex(16), owner, key, name, about, time.time(), limits)
         self.answer = Answer(failover, self.log, limits, self.id, int(self.created))
-        self.terminal: Terminal | None = None
-        self.viewers = 0
-        self.position = 0  # in the line; 0 once it is out of it
+        self.position = 0
         self._task: asyncio.Task[None] | None = None
         self._alone: asyncio.TimerHandle | None = None
         self._ending: Finish | Fault | CancelReason | None = None
@@ -116,11 +102,6 @@ class Run:
         self.answer.open()
 
     @property
-    def about_size(self) -> int:
-        """Bytes that `about` is counted as holding."""
-        return len(msgspec.json.encode(self.about)) if self.about else 0
-
-    @property
     def started(self) -> bool:
         return self._task is not None
 
@@ -146,23 +127,12 @@ class Run:
         if self._task:
             self._task.cancel()
 
-    @contextmanager
-    def viewing(self) -> Iterator[None]:
-        """Count as a viewer. Once nobody has for `linger` seconds, nobody wants the rest: the run is cancelled.
-
-        Raises ServiceError overloaded where there are `max_viewers`.
-        """
-        if self.viewers >= self.limits.max_viewers:
-            text = f"This run has {self.viewers} viewers; more cannot follow it."
-            raise ServiceError("overloaded", text, limit="max_viewers")
-        self.viewers += 1
+    def _came(self) -> None:
         if self._alone:
             self._alone.cancel()
-        try:
-            yield
-        finally:
-            self.viewers -= 1
-            self._linger()
+
+    def _left(self) -> None:
+        self._linger()
 
     def linger_for(self, seconds: float) -> None:
         """Go on for as long without a viewer, or longer where it did already: counted anew from now."""
@@ -183,6 +153,9 @@ class Run:
         """Return when the run has ended and its upstream is closed; at once where it was never started."""
         if self._task:
             await asyncio.wait([self._task])
+
+    async def reach(self, seq: int) -> None:
+        """Return at once: what there is of a run that is made here, is here."""
 
     async def _generate(self, place: asyncio.Future[None] | None) -> None:
         try:

@@ -3,22 +3,87 @@
     create ──▶ begin ──▶ (waits in line) ──▶ goes on ──▶ over, kept for `keep` seconds ──▶ forgotten
        a key is reserved │ can be found by its id and, by its owner, with its key
 
-Who waits, and who is turned away, is admission.py's business, what becomes of one run that of run.py.
+Who waits, and who is turned away, is admission.py's business, what becomes of one run that of run.py. Where there are
+other replicas, what is not here is looked for there (`Elsewhere`); how that is done is not known here.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
 
 from .admission import Admission, Capacity
 from .errors import Fault, RequestError, ServiceError
 from .failover import Failover
+from .followed import Followed
 from .limits import Limits
 from .run import Run
 
 # What a run that is kept holds beside its events: 2.0 KB by tracemalloc, over 2,000 of them.
 RUN_OVERHEAD = 2048
+
+
+class Reach(Struct, frozen=True):
+    """How far this replica reaches others: whether Redis answers (`full`: but takes nothing), else why it does not.
+
+    Redis lacks `behind_events` of our runs, the oldest for `behind_seconds`. `mirrors` are runs of others that are
+    followed here, by `mirror_viewers`. The rest is counted from the start: what of ours was sent, in how many entries,
+    by how many commands in all, and others' runs that were given up for lost here.
+    """
+
+    redis: Literal["up", "full", "down"]
+    why: str
+    behind_events: int
+    behind_seconds: float
+    mirrors: int
+    mirror_viewers: int
+    sent_events: int
+    sent_entries: int
+    commands: int
+    lost_runs: int
+
+
+class Elsewhere(Protocol):
+    """What other replicas have: where there are any.
+
+    Whoever asks may be told ServiceError unavailable. An id is asked for as a client has said it, whatever it is.
+    """
+
+    def reach(self) -> Reach:
+        """Tell how far this replica reaches others."""
+
+    def begun(self, run: Run) -> None:
+        """Take note of a run that can be found here."""
+
+    def forgotten(self, run: Run) -> None:
+        """Take note that it cannot any longer."""
+
+    async def find(self, run_id: str) -> Followed | None:
+        """Return the run of another replica, whosever it is."""
+
+    async def claim(self, run: Run, asked: bytes) -> tuple[str, bytes] | None:
+        """Let the key of a run stand for it, and for `asked`: None where it does, else what run and digest it is for.
+
+        Cancelled in between, it leaves the key to others.
+        """
+
+    def release(self, run: Run) -> None:
+        """Let go of a claimed key, whose run was refused."""
+
+    async def holder(self, owner: str, key: str) -> str | None:
+        """Return the id of the run that a key stands for."""
+
+    async def newest(self, owner: str, name: str) -> str | None:
+        """Return the id of the owner's newest run of a name."""
+
+    def end(self) -> None:
+        """Let go of those who follow another replica's run here: this one goes."""
+
+    async def wait(self) -> None:
+        """Return when nobody follows another replica's run here."""
 
 
 class Runs:
@@ -35,7 +100,9 @@ class Runs:
         capacity: Capacity | None = None,
         on_quiet: Callable[[], object] = lambda: None,
         on_end: Callable[[Run], object] = lambda run: None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        self.elsewhere = elsewhere
         self.admission = Admission(capacity or Capacity())
         self._on_quiet = on_quiet
         self._on_end = on_end
@@ -46,6 +113,7 @@ class Runs:
         self._kept: deque[tuple[float, Run]] = deque()  # until when, the oldest first
         self._kept_bytes = 0
         self._keys: dict[tuple[str, str], tuple[Run, bytes]] = {}
+        self._claims: dict[tuple[str, str], asyncio.Event] = {}  # keys that are being claimed elsewhere, until when
         self._named: dict[tuple[str, str], Run] = {}
         self._clock: asyncio.TimerHandle | None = None
         self.draining = False
@@ -59,7 +127,7 @@ class Runs:
         """Those that go on, and those that are kept."""
         return self._runs.values()
 
-    def create(
+    async def create(
         self,
         failover: Failover,
         limits: Limits,
@@ -69,63 +137,110 @@ class Runs:
         asked: bytes = b"",
         name: str = "",
         about: Mapping[str, Any] | None = None,
-    ) -> Run:
+    ) -> Followed:
         """Return the run of a request, for whoever follows it to begin.
 
         An idempotency `key` is its owner's, and is reserved here, before anything is asked of an upstream: while its
         run is kept it stands for that run. Raises RequestError conflict where `asked` (any digest of the request)
         is not what it first stood for. The run lingers for as long as any of those who asked wants.
         `name` is what the owner's newest run of it is found by, once it is begun (`latest`); `about` is kept with it.
+        Raises ServiceError unavailable where the key stands for another replica's run that cannot be reached.
         """
+        while claim := self._claims.get((owner, key)):
+            await claim.wait()
         if key and (known := self._keys.get((owner, key))):
             run, first = known
-            if asked != first:
-                text = "This Idempotency-Key stands for another request: its run was asked for with another body."
-                raise RequestError("conflict", text, field="Idempotency-Key")
+            _check_same(asked, first)
             run.linger_for(limits.linger)
             return run
         run = Run(failover, limits, owner, key, name, about)
         if key:
+            if self.elsewhere and (taken := await self._claim(self.elsewhere, run, asked)):
+                return await self._theirs(*taken, run, asked)
             self._keys[owner, key] = run, asked
         return run
 
-    def knows(self, owner: str, key: str) -> bool:
-        """Whether an idempotency key stands for a run already."""
-        return (owner, key) in self._keys
+    async def _claim(self, elsewhere: Elsewhere, run: Run, asked: bytes) -> tuple[str, bytes] | None:
+        """Claim a run's key elsewhere. Who comes with the same one meanwhile waits for that, and then looks again."""
+        claim = self._claims[run.owner, run.key] = asyncio.Event()
+        try:
+            return await elsewhere.claim(run, asked)
+        finally:
+            del self._claims[run.owner, run.key]
+            claim.set()
 
-    def begin(self, run: Run) -> None:
-        """Start a run, unless it was, at once or when its place is free.
+    async def _theirs(self, run_id: str, first: bytes, wanted: Run, asked: bytes) -> Followed:
+        """Return the run that a key stands for elsewhere, in place of the one that was wanted."""
+        _check_same(asked, first)
+        try:
+            run = await self.find(run_id, wanted.owner)
+        except RequestError:
+            text = "The run of this Idempotency-Key cannot be reached just now."
+            raise ServiceError("unavailable", text) from None
+        run.linger_for(wanted.limits.linger)
+        return run
+
+    async def knows(self, owner: str, key: str) -> bool:
+        """Whether an idempotency key stands for a run already."""
+        if not key:
+            return False
+        if (owner, key) in self._keys:
+            return True
+        return self.elsewhere is not None and await self.elsewhere.holder(owner, key) is not None
+
+    def begin(self, run: Followed) -> None:
+        """Start a run, unless it was (another replica's was), at once or when its place is free.
 
         Raises Fault where there is no place in the line either; ServiceError shutting_down once `drain` was called.
         """
-        if run.started:
+        if not isinstance(run, Run) or run.started:
             return
         try:
             if self.draining:
                 raise ServiceError("shutting_down", "The service is shutting down.")
             place = self.admission.admit(run)
         except Fault:
-            self._keys.pop((run.owner, run.key), None)
+            if self._keys.pop((run.owner, run.key), None) and self.elsewhere:
+                self.elsewhere.release(run)
             raise
         self._runs[run.id] = run
         if run.name:
             self._named[run.owner, run.name] = run
         self._active.add(run)
         run.start(on_end=self._retire, place=place)
+        if self.elsewhere:
+            self.elsewhere.begun(run)
 
-    def find(self, run_id: str, owner: str | None = "") -> Run:
-        """Return a run that goes on or is kept; without an owner, whosever it is.
+    async def find(self, run_id: str, owner: str | None = "") -> Followed:
+        """Return a run that goes on or is kept, here or elsewhere; without an owner, whosever it is.
 
         Raises RequestError not_found, for another owner's run too.
         """
-        run = self._runs.get(run_id)
+        run: Followed | None = self._runs.get(run_id)
+        if run is None and self.elsewhere:
+            run = await self.elsewhere.find(run_id)
         if run is None or owner not in (None, run.owner):
             raise RequestError("not_found", "There is no such run, or it was over and is no longer kept.")
         return run
 
-    def latest(self, name: str, owner: str) -> Run | None:
-        """Return the owner's newest run of this name, if it goes on or is kept."""
-        return self._named.get((owner, name))
+    async def latest(self, name: str, owner: str) -> Followed | None:
+        """Return the owner's newest run of this name, if it goes on or is kept.
+
+        Where nobody elsewhere can be asked, the newest one here; raises ServiceError if there is none.
+        """
+        run_id = None
+        if name and self.elsewhere:
+            try:
+                run_id = await self.elsewhere.newest(owner, name)
+            except ServiceError:
+                if (owner, name) not in self._named:
+                    raise
+        other = None
+        if run_id is not None:
+            with suppress(RequestError):
+                other = await self.find(run_id, owner)
+        run = self._named.get((owner, name))
+        return other if run is None or (other and other.created > run.created) else run
 
     def _retire(self, run: Run) -> None:
         self._active.discard(run)
@@ -157,6 +272,8 @@ class Runs:
         self._keys.pop((run.owner, run.key), None)
         if self._named.get((run.owner, run.name)) is run:
             del self._named[run.owner, run.name]
+        if self.elsewhere:
+            self.elsewhere.forgotten(run)
 
     def drain(self) -> None:
         """Begin no more runs, and end those that wait in line; those that go on may."""
@@ -170,18 +287,32 @@ class Runs:
         self.draining = True
         for run in self._active:
             run.end("draining")
+        if self.elsewhere:
+            self.elsewhere.end()
 
     async def wait(self) -> None:
-        """Return when no run goes on, and their upstreams are closed."""
+        """Return when no run goes on, their upstreams are closed, and nobody follows one of elsewhere."""
+        await self._wait()
+        if self.elsewhere:
+            await self.elsewhere.wait()
+
+    async def _wait(self) -> None:
         while self._active:
             await next(iter(self._active)).wait()
 
     async def close(self) -> None:
         """End every run; return when their upstreams are closed."""
         self.end()
-        await self.wait()
+        await self._wait()
         if self._clock:
             self._clock.cancel()
+
+
+def _check_same(asked: bytes, first: bytes) -> None:
+    """Raise RequestError conflict where a key stands for another request."""
+    if asked != first:
+        text = "This Idempotency-Key stands for another request: its run was asked for with another body."
+        raise RequestError("conflict", text, field="Idempotency-Key")
 
 
 def _weight(run: Run) -> int:

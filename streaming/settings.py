@@ -151,6 +151,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     keep_bytes: Annotated[
         int, Meta(ge=0), Doc(description="how much is kept of runs that are over, bytes; the oldest go first")
     ] = 64 * 2**20
+    redis_url: Annotated[
+        str,
+        Doc(description="Redis by which replicas share their runs, as `redis://host:6379/0`; needs the extra `redis`"),
+    ] = ""
     url_secret: Annotated[
         str,
         Meta(min_length=16),

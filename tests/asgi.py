@@ -39,6 +39,17 @@ async def time_passes(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+def at_once(asked: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine does that never waits."""
+    try:
+        asked.send(None)
+    except StopIteration as returned:
+        value: T = returned.value
+        return value
+    asked.close()
+    raise AssertionError("it waits")
+
+
 class _AheadSelector(selectors.DefaultSelector):
     """Where asyncio would sleep until a timer is due, it is due."""
 

@@ -138,7 +138,7 @@ class Client:
             self._taken += len(block) + 2
             fields = dict(line.split(": ", 1) for line in block.decode().split("\n") if not line.startswith(":"))
             if "data" in fields:
-                return Event(fields["event"], fields["id"], json.loads(fields["data"]))
+                return Event(fields["event"], fields.get("id", ""), json.loads(fields["data"]))
         return None
 
     def line(self) -> Any:

@@ -20,6 +20,19 @@ import pytest
 from .client import DEADLINE, get
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the tests marked `replicated` are run over: the fixtures that `start_lasting` stands for.
+KINDS = ["one_process", "two_replicas"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "replicated: is run over one process, and over two replicas (tests/replicas.py)")
+    config.addinivalue_line("markers", "one_process(why): is not, though its module is")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    replicated, alone = map(metafunc.definition.get_closest_marker, ("replicated", "one_process"))
+    if replicated and not alone and "start_lasting" in metafunc.fixturenames:
+        metafunc.parametrize("start_lasting", KINDS, indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +52,11 @@ class Service:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env={**clean, **AT_ONCE, **environ}, stdout=out, stderr=subprocess.STDOUT
             )
+
+    @property
+    def ports(self) -> list[int]:
+        """Of all that it stands for: of itself (replicas.py has others)."""
+        return [self.port]
 
     @property
     def log(self) -> str:
@@ -138,11 +156,30 @@ def leftovers() -> Iterator[None]:
         gc.collect()
 
 
+def once(start: Start) -> Start:
+    """Start nothing twice: what is asked for again is what was started."""
+    started: dict[object, Service] = {}
+
+    def start_once(*options: str, **environ: str) -> Service:
+        asked = options, frozenset(environ.items())
+        if asked not in started:
+            started[asked] = start(*options, **environ)
+        return started[asked]
+
+    return start_once
+
+
 @pytest.fixture(scope="session")
-def start_lasting() -> Iterator[Start]:
-    """The same for those that several modules share."""
+def one_process() -> Iterator[Start]:
     with starting() as start:
-        yield start
+        yield once(start)
+
+
+@pytest.fixture(scope="session")
+def start_lasting(request: pytest.FixtureRequest) -> Start:
+    """The same for those that several modules share; they are of the kind that a test is run over."""
+    start: Start = request.getfixturevalue(getattr(request, "param", "one_process"))
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -215,7 +215,7 @@ def test_who_shows_a_key_or_token_that_counts_is_its_owner(owner: str, headers: 
         async with serving(**BOTH) as app:
             shown = placed(app, *headers.items())
             created = json.loads((await send(shown, "POST", "/runs")).body)
-            run = service_of(app).runs.find(created["id"], None)
+            run = await service_of(app).runs.find(created["id"], None)
             targets = [(method, target.replace("{id}", run.id)) for method, target in [*GUARDED, *FOREIGN]]
             async with HandSocket(shown) as socket:
                 assert socket.refused_with is None

@@ -13,11 +13,12 @@ from streaming.admission import Capacity
 from streaming.errors import Fault
 from streaming.events import Cancelled, Error, Event, Finish, Queued, Start, Token, Usage
 from streaming.failover import Candidate, Failover
+from streaming.followed import CancelReason
 from streaming.request import Emit, RunRequest
-from streaming.run import CancelReason, Run
+from streaming.run import Run
 from streaming.runs import Runs
 
-from .asgi import run_ahead, time_passes
+from .asgi import at_once, run_ahead, time_passes
 from .test_run import LIMITS, REQUEST
 
 ONE = Capacity(max_runs=1, max_queue=3)
@@ -53,7 +54,9 @@ class House:
 
     def ask(self, name: str, owner: str = "", key: str = "") -> Run:
         request = replace(REQUEST, model=name)
-        run = self.runs.create(Failover([Candidate("test", request, self._load)]), self.limits, owner=owner, key=key)
+        candidate = Candidate("test", request, self._load)
+        run = at_once(self.runs.create(Failover([candidate]), self.limits, owner=owner, key=key))
+        assert isinstance(run, Run)
         self.runs.begin(run)
         return run
 

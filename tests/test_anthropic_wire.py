@@ -322,6 +322,8 @@ ERRORS = {
     "output_limit": (500, "api_error"),
     "overloaded": (529, "overloaded_error"),
     "shutting_down": (503, "overloaded_error"),
+    "unavailable": (503, "overloaded_error"),
+    "run_lost": (502, "api_error"),
     "internal": (500, "api_error"),
 }
 

@@ -41,6 +41,8 @@ CODES: dict[str, tuple[type[Fault], int, bool, str]] = {
     "internal": (ServiceError, 500, False, "Internal Server Error"),
     "overloaded": (ServiceError, 503, True, "Service Unavailable"),
     "shutting_down": (ServiceError, 503, True, "Service Unavailable"),
+    "unavailable": (ServiceError, 503, True, "Service Unavailable"),
+    "run_lost": (ServiceError, 502, True, "Bad Gateway"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streaming.events import Cancelled, Event, Reset, Terminal, Token, Values
+from streaming.followed import Followed
 from streaming.log import Cursor, EventLog
 from streaming.run import Run
 from wires.access import Caller
@@ -308,26 +309,25 @@ def test_the_newest_run_of_a_name_is_found_as_long_as_it_is_kept() -> None:
     async def asked() -> None:
         app = await make_app(SIDESTREAM_KEEP="60")
         runs = service_of(app).runs
-        first, second = (create(app, "chat") for _ in range(2))
-        assert runs.latest("chat", "") is None  # it is not begun
+        first, second = [await create(app, "chat") for _ in range(2)]
+        assert await runs.latest("chat", "") is None  # it is not begun
         for run in (first, second):
             runs.begin(run)
-            assert runs.latest("chat", "") is run
+            assert await runs.latest("chat", "") is run
             await run.wait()
             await time_passes(20)
-        assert runs.latest("chat", "somebody") is None
+        assert await runs.latest("chat", "somebody") is None
         await time_passes(39)
-        assert runs.latest("chat", "") is second
+        assert await runs.latest("chat", "") is second
         await time_passes(2)
-        assert runs.latest("chat", "") is None
+        assert await runs.latest("chat", "") is None
 
     run_ahead(asked())
 
 
-def create(app: Any, name: str) -> Run:
+async def create(app: Any, name: str) -> Followed:
     asked = Asked(ChatRequest(message="Hi", model="scripted/echo"), lambda run: Folded(Names()), name=name)
-    run: Run = service_of(app).intake.run_asked(asked, Caller(), linger=5)
-    return run
+    return await service_of(app).intake.run_asked(asked, Caller(), linger=5)
 
 
 def test_a_bound_is_a_bound_on_every_wire() -> None:

@@ -34,12 +34,14 @@ OWNERS = {
     "anthropic": {"providers.anthropic"},
     "httptools": {"providers.connection", "wires.server"},
     "httpx2": {"providers.endpoint", "providers.http"},
+    "hiredis": {"streaming.redis_link"},
     "itsdangerous": {"wires.resource"},
     "langchain_core": {"providers.langchain", "providers.langchain_messages", "providers.runnables"},
     "langgraph": {"providers.langgraph"},
     "openai": {"providers.openai", "providers.openai_responses"},
     "opentelemetry": {"streaming.tracing"},
     "prometheus_client": {"wires.operations"},
+    "redis": {"streaming.redis_link"},
     "sse_starlette": {"wires.sse"},
     "jwt": {"wires.tokens"},
     "uvicorn": {"command", "wires.server", "wires.socket_server"},
@@ -148,12 +150,13 @@ def test_only_the_module_that_owns_a_dependency_imports_it(dependency: str) -> N
 @pytest.mark.parametrize(
     ("package", "foreign"),
     [
-        ("streaming", {"msgspec", "opentelemetry"}),
+        ("streaming", {"hiredis", "msgspec", "opentelemetry", "redis"}),
         ("wires", WIRES),
         (
             "providers",
             {"msgspec", *OWNERS}
-            - {"itsdangerous", "jwt", "opentelemetry", "prometheus_client", "sse_starlette", "uvicorn"},
+            - {"itsdangerous", "jwt", "opentelemetry", "prometheus_client", "sse_starlette", "uvicorn"}
+            - {"hiredis", "redis"},
         ),
         ("service", {"starlette"}),
         ("foreign", {"starlette"}),

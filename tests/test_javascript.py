@@ -17,8 +17,8 @@ import pytest
 
 from streaming.errors import RequestError, ServiceError, UpstreamError
 from streaming.events import Delta, Event, FinishReason, GraphEvent, Terminal, Usage
+from streaming.followed import CancelReason
 from streaming.request import Message, RunnableConfig, StreamMode
-from streaming.run import CancelReason
 from wires.chat import ChatRequest
 
 from .client import DEADLINE, get
@@ -534,7 +534,7 @@ def test_the_types_have_every_name_the_service_has_and_no_other(tmp_path: Path) 
     names = tmp_path / "names.ts"
     names.write_text(vocabulary())
     assert compiled(tmp_path, names) == ""
-    names.write_text(vocabulary().replace('"draining"', '"drained"').replace('"upstream_auth": 1, ', ""))
+    names.write_text(vocabulary().replace('"disconnected"', '"left"').replace('"upstream_auth": 1, ', ""))
     assert len(compiled(tmp_path, names).splitlines()) == 2, "this would pass over anything"
 
 

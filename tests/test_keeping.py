@@ -17,12 +17,14 @@ from msgspec.structs import replace
 from streaming.errors import RequestError, ServiceError
 from streaming.events import Cancelled, Done, Token
 from streaming.failover import Candidate, Failover
+from streaming.followed import Followed
+from streaming.limits import Limits
 from streaming.log import follow, size_of
 from streaming.request import Message, RunRequest
 from streaming.run import Run
 from streaming.runs import RUN_OVERHEAD, Runs
 
-from .asgi import run_ahead, time_passes
+from .asgi import at_once, run_ahead, time_passes
 from .test_run import HELLO, LIMITS, NOTHING, REQUEST, STOP, Plays, Step, faulty
 
 KEEP = 60.0
@@ -33,13 +35,18 @@ def new_runs(keep: float = KEEP, keep_bytes: int = 2**20) -> Runs:
     return Runs(keep, keep_bytes)
 
 
+def created(runs: Runs, limits: Limits = LIMITS, **asked: Any) -> Followed:
+    return at_once(runs.create(Failover([Candidate("test", REQUEST, Plays)]), limits, **asked))
+
+
 def begun(runs: Runs, *steps: Step, request: RunRequest = REQUEST, **asked: Any) -> Run:
     """Begin a run whose provider does `steps`."""
 
     async def load() -> Any:
         return Plays(*steps)
 
-    run = runs.create(Failover([Candidate("test", request, load)]), LIMITS, **asked)
+    run = at_once(runs.create(Failover([Candidate("test", request, load)]), LIMITS, **asked))
+    assert isinstance(run, Run)
     runs.begin(run)
     return run
 
@@ -66,13 +73,17 @@ def found(runs: Runs, *asked_for: Run) -> list[bool]:
 
     def is_found(run: Run) -> bool:
         try:
-            return runs.find(run.id, run.owner) is run
+            return at_once(runs.find(run.id, run.owner)) is run
         except RequestError as unknown:
             told = (unknown.code, unknown.text)
         assert told == NOT_FOUND
         return False
 
     return [is_found(run) for run in asked_for]
+
+
+def unknown(runs: Runs, run_id: str, owner: str = "") -> tuple[str, str]:
+    return refusal(lambda: at_once(runs.find(run_id, owner)))
 
 
 def timers() -> int:
@@ -208,11 +219,11 @@ def test_a_run_is_its_owners_and_to_others_as_if_there_were_none() -> None:
         for steps in ([100.0], [STOP]):
             run = begun(runs, *steps, owner="ann")
             await time_passes(1)
-            assert runs.find(run.id, "ann") is run
-            refused += [refusal(partial(runs.find, run.id, owner)) for owner in ("bob", "", "ann ")]
+            assert at_once(runs.find(run.id, "ann")) is run
+            refused += [unknown(runs, run.id, owner) for owner in ("bob", "", "ann ")]
         own = await over(runs)
-        refused.append(refusal(partial(runs.find, own.id, "ann")))
-        refused.append(refusal(partial(runs.find, "0" * 32, "ann")))
+        refused.append(unknown(runs, own.id, "ann"))
+        refused.append(unknown(runs, "0" * 32, "ann"))
         await runs.close()
         return refused
 
@@ -221,7 +232,7 @@ def test_a_run_is_its_owners_and_to_others_as_if_there_were_none() -> None:
 
 def test_a_run_that_was_only_created_cannot_be_found() -> None:
     runs = new_runs()
-    run = runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS)
+    run = created(runs)
     assert (found(runs, run), len(runs)) == ([False], 0)
 
 
@@ -246,7 +257,7 @@ def test_a_key_stands_for_its_run_while_that_goes_on_or_is_kept() -> None:
         first = begun(runs, 5.0, STOP, key="k", asked=b"1")
         for seconds in (0, 5, KEEP - 0.25, 0.25):
             await time_passes(seconds)
-            again = runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"1")
+            again = created(runs, key="k", asked=b"1")
             same.append(again is first)
         return same
 
@@ -300,12 +311,10 @@ def test_without_a_key_every_request_is_its_own() -> None:
 
 def test_a_key_is_reserved_before_its_run_begins() -> None:
     runs = new_runs()
-    first, second = (
-        runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"1") for _ in range(2)
-    )
+    first, second = (created(runs, key="k", asked=b"1") for _ in range(2))
     assert first is second
     with pytest.raises(RequestError, match="stands for another request"):
-        runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"2")
+        created(runs, key="k", asked=b"2")
 
 
 # The end of the process
@@ -334,16 +343,14 @@ def test_a_run_that_is_refused_while_draining_leaves_nothing_behind() -> None:
     async def test() -> tuple[list[bool], int, bool]:
         runs = new_runs()
         runs.end()
-        run = runs.create(
-            Failover([Candidate("test", REQUEST, Plays)]), replace(LIMITS, linger=300), key="k", asked=b"1"
-        )
+        run = created(runs, replace(LIMITS, linger=300), key="k", asked=b"1")
 
         def view() -> None:
             with run.viewing():
                 runs.begin(run)
 
         assert refusal(view)[0] == "shutting_down"
-        again = runs.create(Failover([Candidate("test", REQUEST, Plays)]), LIMITS, key="k", asked=b"2")
+        again = created(runs, key="k", asked=b"2")
         return found(runs, run), timers(), again is run
 
     assert run_ahead(test()) == ([False], 0, False)
@@ -373,10 +380,10 @@ def test_who_asks_again_under_a_key_starts_the_linger_clock_anew() -> None:
         runs, found = new_runs(), []
         candidate = Failover([Candidate("test", REQUEST, partial(load, Plays(1000.0)))])
         limits = replace(LIMITS, linger=3.0)
-        run = runs.create(candidate, limits, key="k")
+        run = at_once(runs.create(candidate, limits, key="k"))
         runs.begin(run)
         await time_passes(2.8)
-        assert runs.create(candidate, limits, key="k") is run
+        assert at_once(runs.create(candidate, limits, key="k")) is run
         for seconds in (2.9, 0.2):
             await time_passes(seconds)
             found.append(run.terminal.reason if isinstance(run.terminal, Cancelled) else "")
@@ -439,7 +446,7 @@ def test_what_a_wire_keeps_with_a_run_is_counted_too() -> None:
     async def test() -> str:
         runs = new_runs(keep_bytes=4 * RUN_OVERHEAD)
         run = await over(runs, "a", about={"metadata": {"note": "x" * 4 * RUN_OVERHEAD}})
-        return refusal(lambda: runs.find(run.id))[0]
+        return unknown(runs, run.id)[0]
 
     assert run_ahead(test()) == "not_found"
 
@@ -449,6 +456,6 @@ def test_a_run_that_does_not_fit_drives_out_no_other() -> None:
         runs = new_runs(keep_bytes=3 * RUN_OVERHEAD)
         small = await over(runs, "small")
         large = await over(runs, "large" * RUN_OVERHEAD)
-        return runs.find(small.id) is small, refusal(lambda: runs.find(large.id))[0]
+        return at_once(runs.find(small.id)) is small, unknown(runs, large.id)[0]
 
     assert run_ahead(test()) == (True, "not_found")

@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from streaming.admission import Capacity
 from streaming.errors import RequestError
 from streaming.events import Cancelled, Reasoning, Token, ToolCall, ToolCallDelta, Usage
+from streaming.followed import CancelReason
 from streaming.request import Emit, RunRequest
-from streaming.run import CancelReason, Run
+from streaming.run import Run
 from streaming.runs import Runs
 from wires.chat import json_line
 from wires.resource import Links, digest, idempotency_key, status
@@ -166,11 +167,11 @@ def test_a_url_is_good_for_as_long_as_there_can_be_anything_behind_it() -> None:
         good_for = links.expires(run) - run.created
         await run.wait()
         await time_passes(KEEP - 0.5)
-        assert runs.find(run.id) is run
+        assert await runs.find(run.id) is run
         assert asyncio.get_running_loop().time() <= good_for
         await time_passes(0.5)
         with pytest.raises(RequestError):
-            runs.find(run.id)
+            await runs.find(run.id)
         # To the half of a second that it did not wait, and the one that a link's time is rounded up to.
         assert asyncio.get_running_loop().time() <= good_for < asyncio.get_running_loop().time() + 1.5
 

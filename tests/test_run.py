@@ -31,10 +31,11 @@ from streaming.events import (
     Usage,
 )
 from streaming.failover import Candidate, Failover
+from streaming.followed import CancelReason
 from streaming.limits import Limits
 from streaming.log import size_of
 from streaming.request import Emit, FunctionCall, ImagePart, ImageURL, Message, MessageToolCall, RunRequest, TextPart
-from streaming.run import CancelReason, Run
+from streaming.run import Run
 from streaming.runs import Runs
 
 from .asgi import run_ahead, time_passes

@@ -19,9 +19,10 @@ from streaming.breaker import Breaker, BreakerPolicy
 from streaming.errors import Fault, ServiceError, UpstreamError
 from streaming.events import Cancelled, Delta, Event, Finish, Reasoning, Reset, Start, Terminal, Token, ToolCall, Usage
 from streaming.failover import Candidate, Continuation, Failover, Item, Retries
+from streaming.followed import CancelReason
 from streaming.limits import Limits
 from streaming.request import Emit, RunRequest
-from streaming.run import CancelReason, Run
+from streaming.run import Run
 
 from .asgi import run_ahead, time_passes
 from .test_failover import d, fault, t

@@ -39,7 +39,7 @@ from streaming.request import Emit, RunRequest
 from streaming.run import Run
 from streaming.runs import RUN_OVERHEAD, Runs
 
-from .asgi import Exchange, make_app, run_ahead, service_of, time_passes
+from .asgi import Exchange, at_once, make_app, run_ahead, service_of, time_passes
 
 Batch = list[Event | Usage]
 NEVER = float("inf")
@@ -588,9 +588,9 @@ class World:
 
     def _finds(self, run: Run) -> bool:
         with pytest.raises(RequestError) as of_others:
-            self.runs.find(run.id, "somebody else")
+            at_once(self.runs.find(run.id, "somebody else"))
         try:
-            return self.runs.find(run.id) is run
+            return at_once(self.runs.find(run.id)) is run
         except RequestError as unknown:
             told = (unknown.code, unknown.text)
         assert told == (of_others.value.code, of_others.value.text)

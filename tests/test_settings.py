@@ -62,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "max_linger": 300.0,
     "keep": 60.0,
     "keep_bytes": 67_108_864,
+    "redis_url": "",
     "url_secret": "",
     "log_format": "text",
     "tracing": False,

@@ -11,7 +11,7 @@ import pytest
 
 from streaming.events import Cancelled, Done, ToolResult
 
-from .asgi import Exchange, ask, make_app, run_ahead, service_of, time_passes
+from .asgi import Exchange, ask, at_once, make_app, run_ahead, service_of, time_passes
 
 App = Any
 CHAT = "/ui/chat"
@@ -44,7 +44,7 @@ def deltas(body: bytes) -> list[str]:
 
 
 def run_of(app: App, exchange: Exchange) -> Any:
-    return service_of(app).runs.find(exchange.headers["x-workflow-run-id"], None)
+    return at_once(service_of(app).runs.find(exchange.headers["x-workflow-run-id"], None))
 
 
 def test_an_answer_says_what_it_is_and_which_run() -> None:

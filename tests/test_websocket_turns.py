@@ -210,7 +210,7 @@ def test_a_reader_that_takes_nothing_is_let_go_after_the_send_timeout_not_before
             for _ in range(2):
                 await time_passes(4.25)
                 hung_up.append(socket.hung_up)
-        return hung_up, service_of(app).runs.find(start.data["run"]).terminal
+        return hung_up, (await service_of(app).runs.find(start.data["run"])).terminal
 
     hung_up, ending = run_ahead(test())
     assert hung_up == [False, True]
@@ -233,6 +233,26 @@ def test_what_is_asked_during_a_turn_is_refused_each_time_and_the_turn_goes_on(
         assert (binary.id, binary.data["code"]) == ("", "invalid_request")
         assert not upstream.request().ended
         assert names(socket.turn(STOP)) == ["cancelled"]
+
+
+def test_what_is_asked_while_a_turn_is_being_made_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> list[Event]:
+        app = await make_app()
+        runs = service_of(app).runs
+        create = runs.create
+
+        async def create_slowly(*args: Any, **more: Any) -> Any:
+            await time_passes(5)
+            return await create(*args, **more)
+
+        monkeypatch.setattr(runs, "create", create_slowly)
+        async with HandSocket(app, "model=scripted/silent") as socket:
+            socket.say("One", "Two", STOP)
+            await socket.until_turns(1)
+            return socket.events
+
+    refused, *turn = sorted(run_ahead(test()), key=lambda event: event.id)
+    assert (refused, names(turn)) == (Event("error", "", BUSY), ["start", "cancelled"])
 
 
 def test_to_stop_where_nothing_goes_on_does_nothing(service: Service) -> None:

@@ -30,6 +30,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
@@ -398,12 +400,13 @@ def environ(upstream: Upstream) -> dict[str, str]:
     }
 
 
+@cache
 def warm(service: Service, upstream: Upstream) -> Service:
     """Return once the service has imported the SDKs, however short its deadlines: the upstream was asked by each."""
-    for provider in ("openai", "openai_responses", "anthropic"):
+    for port, provider in product(service.ports, ("openai", "openai_responses", "anthropic")):
         code = ""
         while code != "upstream_unavailable":
             upstream.refuse(503, {})
-            with post(service.port, f"/{provider}/stream", message="Are you there?") as client:
+            with post(port, f"/{provider}/stream", message="Are you there?") as client:
                 code = client.until("error").data["code"]
     return service

@@ -136,12 +136,19 @@ export interface Events {
   events: GraphEvent;
   /** A graph waits for a person. */
   interrupt: Interrupt;
+  /** This replica goes, and another has the run: its `id` is that of the event before. */
+  draining: Draining;
   /** The last event: the answer is whole. */
   done: Done;
   /** The last event: it failed. */
   error: Failed;
   /** The last event: it was stopped. */
   cancelled: Cancelled;
+}
+
+export interface Draining {
+  /** Milliseconds until the EventSource reconnects by itself. */
+  retry_ms: number;
 }
 
 export interface Queued {
@@ -278,7 +285,8 @@ export type ErrorCode =
   | "method_not_allowed" | "not_acceptable" | "request_timeout" | "conflict" | "cancelled" | "interrupted" | "too_large" | "unsupported_media_type" | "rate_limited"
   | "upstream_auth" | "upstream_rejected" | "upstream_rate_limited" | "upstream_unavailable" | "upstream_incomplete"
   | "upstream_invalid" | "content_filtered" | "context_length" | "graph_failed"
-  | "first_token_timeout" | "idle_timeout" | "run_timeout" | "output_limit" | "overloaded" | "shutting_down" | "internal";
+  | "first_token_timeout" | "idle_timeout" | "run_timeout" | "output_limit" | "overloaded" | "shutting_down"
+  | "unavailable" | "run_lost" | "internal";
 
 /** The service was not reached, or a proxy said so; or what answered is no Sidestream. */
 export type ClientErrorCode = "unreachable" | "unexpected_response";

@@ -17,7 +17,7 @@
 const TERMINAL = ["done", "error", "cancelled"];
 const EVENTS = [
   "queued", "start", "reset", "token", "reasoning", "tool_call_delta", "tool_call", "tool_result", "values", "updates",
-  "custom", "tasks", "checkpoints", "debug", "events", "interrupt", ...TERMINAL];
+  "custom", "tasks", "checkpoints", "debug", "events", "interrupt", "draining", ...TERMINAL];
 const RETRIES = 6;              // in a row; with the waits between them some 12 s, about as long as a run lingers
 const FIRST_WAIT = 250;         // ms; twice as long each further time
 const LONGEST_WAIT = 60;        // s; a longer Retry-After is the caller's to wait for

@@ -44,7 +44,7 @@ from streaming.events import (
     ToolResult,
     Values,
 )
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .ag_ui_ending import Ending, interrupt, outcome, usage
 from .ag_ui_request import Given, asked
@@ -63,7 +63,7 @@ def decode(body: bytes) -> Asked:
     return asked(body, _form)
 
 
-def _form(given: Given, run: Run) -> Folded:
+def _form(given: Given, run: Followed) -> Folded:
     return Folded(Events(run.id, given))
 
 

@@ -28,8 +28,8 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from streaming.errors import RequestError
+from streaming.followed import Followed
 from streaming.request import Function, Message, RunRequest, StreamMode, Takes, Tool
-from streaming.run import Run
 
 from .chat import OWN, beside, decoded
 from .fold import Asked
@@ -111,7 +111,7 @@ class Given(Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Input).decode
 
 
-def asked(body: bytes, form: Callable[[Given, Run], Form]) -> Asked:
+def asked(body: bytes, form: Callable[[Given, Followed], Form]) -> Asked:
     """Read a request. Raises RequestError for what cannot be answered here."""
     told = decoded(_decode, body)
     messages = list(map(_message, told.messages))

@@ -7,6 +7,7 @@ from typing import Literal, NotRequired, TypedDict
 
 from streaming.breaker import State
 from streaming.events import Event, Outcome, Usage
+from streaming.runs import Reach
 
 
 class RunCreated(TypedDict):
@@ -68,12 +69,16 @@ class Fares(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Whether runs are begun, how many go on and wait in line, and how each model fares that was asked."""
+    """Whether runs are begun, how many go on and wait in line, and how each model fares that was asked.
+
+    `replication` is there where replicas share their runs.
+    """
 
     status: Literal["ready", "draining"]
     runs: int
     queued: int
     candidates: dict[str, Fares]
+    replication: NotRequired[Reach]
 
 
 class Problem(TypedDict):

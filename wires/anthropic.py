@@ -27,7 +27,7 @@ from starlette.responses import Response
 
 from streaming.errors import Fault, UpstreamError
 from streaming.events import Done, Event, Reasoning, Reset, Start, Terminal, Token, ToolCall, ToolCallDelta
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .anthropic_message import input_of, message, stop, usage, whole
 from .anthropic_request import read, verbatim
@@ -62,7 +62,7 @@ def decode(body: bytes) -> Asked:
     return Asked(request.to_chat(), form, bool(request.stream), api="anthropic", verbatim=verbatim(told))
 
 
-def _form(run: Run, *, streams: bool) -> Folded | Whole:
+def _form(run: Followed, *, streams: bool) -> Folded | Whole:
     return Folded(Events(run.id), ping=PING, holds=True) if streams else Whole(run, whole)
 
 

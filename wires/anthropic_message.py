@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from streaming.events import Done, Event, FinishReason, Reasoning, Token, ToolCall, ToolCallDelta, Usage
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .chat import json_line
 from .fold import no_answer
@@ -33,7 +33,7 @@ def message(
     return {**head, **stop(reason), "usage": usage(counted)}
 
 
-def whole(run: Run) -> dict[str, Any]:
+def whole(run: Followed) -> dict[str, Any]:
     """Return the answer of a run that is done. Raises RequestError where its graph waits."""
     if failed := no_answer(run.terminal):
         raise failed

@@ -69,10 +69,10 @@ EXAMPLE = {"message": QUESTION}
 _LINGERS = {"properties": {"linger": {"exclusiveMinimum": 0}}}  # else there is no time for a first viewer
 BEGIN = (
     *("unauthorized", "invalid_request", "unknown_model", "too_large"),
-    *("rate_limited", "overloaded", "shutting_down"),
+    *("rate_limited", "overloaded", "shutting_down", "unavailable"),
 )
 POSTED = ("request_timeout", "conflict", "unsupported_media_type")
-FOLLOW = ("unauthorized", "invalid_request", "not_found", "overloaded")
+FOLLOW = ("unauthorized", "invalid_request", "not_found", "overloaded", "unavailable")
 RESUMING = PARAMETERS[0]  # the other is for old polyfills, and in a generated client would have the same name
 _RESUME = ("Last-Event-ID", RESUMING)
 _SIGNED = ("run_id", "expires", "signature")
@@ -114,7 +114,7 @@ ENDPOINTS = {
         "How a run stands",
         "While it goes on, and for a while after its end.",
         {"200": answer("How it stands just now.", of_json("RunStatus"))},
-        ("unauthorized", "not_found"),
+        ("unauthorized", "not_found", "unavailable"),
         _SIGNED,
         tag="Runs",
     ),
@@ -122,7 +122,7 @@ ENDPOINTS = {
         "Stop a run",
         "Its viewers get `cancelled`. The same twice is the same as once.",
         {"204": {"description": "It has ended, and its upstream is closed."}},
-        ("unauthorized", "not_found"),
+        ("unauthorized", "not_found", "unavailable"),
         _SIGNED,
         tag="Runs",
     ),

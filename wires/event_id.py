@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from streaming.errors import RequestError
-from streaming.run import Run
+from streaming.events import Error
+from streaming.followed import Followed
 
 PARAMETERS = ("last_event_id", "lastEventId")
 ID = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,14})")
@@ -40,12 +41,21 @@ def event_id(text: str, field: str) -> EventId:
     return EventId(found[1], int(found[2]))
 
 
-def position(run: Run, seen: EventId | None, field: str = "last_event_id") -> int:
+async def reached(run: Followed, seen: EventId | None) -> int:
+    """Return `position` once the run's log has come so far here, or surely will not."""
+    if seen and seen.run == run.id:
+        await run.reach(seen.seq)
+    return position(run, seen)
+
+
+def position(run: Followed, seen: EventId | None, field: str = "last_event_id") -> int:
     """Return the place in the run's log after which a client goes on. Raises RequestError where it cannot be there."""
     if seen is None:
         return 0
     if seen.run != run.id:
         raise RequestError("invalid_request", "That event is another run's.", field=field)
     if seen.seq > len(run.log):
+        if isinstance(run.terminal, Error) and run.terminal.code == "run_lost":
+            return len(run.log) - 1  # what it has seen of it died with its replica; that much is still to be told
         raise RequestError("invalid_request", "The run has not come so far.", field=field)
     return seen.seq

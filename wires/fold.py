@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from streaming.errors import Fault, RequestError, fault
 from streaming.events import Done, Event, Reset, Terminal
+from streaming.followed import Followed
 from streaming.log import Cursor, EventLog
 from streaming.request import Headers, RunRequest, Takes
-from streaming.run import Run
 
 from .chat import ChatRequest, json_line
 from .problem import status_headers
@@ -41,6 +41,7 @@ class Folded:
     """The form of an encoder, for one viewer. `skip` chunks at the beginning are left out: the client has them."""
 
     opening = b""
+    farewell = None
 
     def __init__(
         self, encoder: Encoder, *, ping: bytes = COMMENT, holds: bool = False, merges: bool = True, skip: int = 0
@@ -80,9 +81,10 @@ class Whole:
     """
 
     opening = ping = b""
+    farewell = None
     holds = True
 
-    def __init__(self, run: Run, tell: Callable[[Run], Any], *, whatever: bool = False) -> None:
+    def __init__(self, run: Followed, tell: Callable[[Followed], Any], *, whatever: bool = False) -> None:
         self.has_said = False
         self._run = run
         self._tell = tell
@@ -150,7 +152,7 @@ class Asked(NamedTuple):
     """
 
     chat: ChatRequest
-    form: Callable[[Run], Form]
+    form: Callable[[Followed], Form]
     streams: bool = True
     linger: float | None = None
     api: str = ""
@@ -170,6 +172,6 @@ class Wire(NamedTuple):
 
     decode: Callable[[bytes], Asked]
     tell: Callable[[Fault], Response]
-    headers: Callable[[Run], dict[str, str]] = lambda run: {}
+    headers: Callable[[Followed], dict[str, str]] = lambda run: {}
     passes: tuple[str, ...] = ()
     takes_text: bool = False

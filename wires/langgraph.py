@@ -42,8 +42,8 @@ from streaming.events import (
     Updates,
     Values,
 )
+from streaming.followed import Followed
 from streaming.log import Cursor, EventLog
-from streaming.run import Run
 
 from .chat import json_line
 from .fold import Folded, Whole, Wire, status_of, unsayable
@@ -227,7 +227,7 @@ class Numbered(Folded):
         return b"".join(out)
 
 
-def state(run: Run) -> Any:
+def state(run: Followed) -> Any:
     """Return the state of a graph at its end, and what waits for a person in it; or what it has failed by.
 
     The latter is an answer like others: its SDKs raise it, unless they are told not to (`raise_error=False`).
@@ -245,7 +245,7 @@ def state(run: Run) -> Any:
     return {**(told if isinstance(told, dict) else {}), WAITING: interrupts}
 
 
-def path_of(run: Run) -> str:
+def path_of(run: Followed) -> str:
     """Return where a run is, below the API's own address: its SDKs put that before it."""
     thread = run.about["thread"]
     below = "" if thread is None else f"/threads/{quote(thread, safe='')}"

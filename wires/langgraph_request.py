@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from streaming.errors import RequestError
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .chat import beside, decoded, invalid, json_line
 from .fold import Asked
@@ -70,7 +70,7 @@ def _read(told: Any, kind: type[Kind]) -> Kind:
 
 
 def decode(
-    body: bytes, thread_id: str | None, form: Callable[[Run], Form], *, longest: float, waits: bool = False
+    body: bytes, thread_id: str | None, form: Callable[[Followed], Form], *, longest: float, waits: bool = False
 ) -> Asked:
     """Read a request for a run of a thread, or of none. Raises RequestError for what is not done here.
 

@@ -17,10 +17,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streaming.errors import RequestError
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .chat import decoded
-from .event_id import EventId, position
+from .event_id import EventId, reached
 from .fold import Wire
 from .langgraph import Numbered, named, path_of, status_of_run, streaming, waiting
 from .resource import json_response
@@ -39,11 +39,11 @@ class Way(Protocol):
         """Run a wire's request."""
 
     def follow(
-        self, request: Request, run: Run, form: Form, headers: Mapping[str, str], *, after: int, resumes: bool
+        self, request: Request, run: Followed, form: Form, headers: Mapping[str, str], *, after: int, resumes: bool
     ) -> Response:
         """Tell a run in a form, from behind event `after`. `resumes`: its client was there before."""
 
-    def find(self, request: Request, run_id: str) -> Run:
+    async def find(self, request: Request, run_id: str) -> Followed:
         """Return a run of the caller's. Raises RequestError not_found."""
 
     async def body(self, request: Request) -> bytes:
@@ -63,7 +63,7 @@ _decode = msgspec.json.Decoder(_Thread).decode
 class Tied:
     """A response that its run does not outlive."""
 
-    def __init__(self, response: Response, run: Run) -> None:
+    def __init__(self, response: Response, run: Followed) -> None:
         self._response = response
         self._run = run
 
@@ -116,8 +116,8 @@ class Threads:
 
     async def join(self, request: Request) -> ASGIApp:
         """Stream a run from its beginning, or from behind `Last-Event-ID`; nothing where all was seen."""
-        run, query = self._find(request), request.query_params
-        after, skip = _seen(request.headers.get("last-event-id", ""), run)
+        run, query = await self._find(request), request.query_params
+        after, skip = await _seen(request.headers.get("last-event-id", ""), run)
         form = Numbered(run.id, run.about, [mode for mode in query.getlist("stream_mode") if mode], skip)
         form.pass_over(run.log, after)
         back = f"{path_of(run)}/stream" + (f"?{request.url.query}" if request.url.query else "")
@@ -128,7 +128,7 @@ class Threads:
 
     async def run(self, request: Request) -> Response:
         """Tell how a run stands."""
-        run = self._find(request)
+        run = await self._find(request)
         return json_response(
             {
                 "run_id": named(run.id),
@@ -144,7 +144,7 @@ class Threads:
 
     async def cancel(self, request: Request) -> Response:
         """Stop a run; with `wait=1`, return when its upstream is closed."""
-        run, query = self._find(request), request.query_params
+        run, query = await self._find(request), request.query_params
         if query.get("action", "interrupt") != "interrupt":
             text = "`action` can be `interrupt` only: what a run has kept stays kept."
             raise RequestError("invalid_request", text, field="action")
@@ -154,22 +154,22 @@ class Threads:
         await run.wait()
         return Response(status_code=204)
 
-    def _find(self, request: Request) -> Run:
+    async def _find(self, request: Request) -> Followed:
         """Return the run of a path, which must be its thread's."""
-        run = self._way.find(request, request.path_params["run_id"].replace("-", ""))
+        run = await self._way.find(request, request.path_params["run_id"].replace("-", ""))
         if "modes" not in run.about or run.about["thread"] != request.path_params.get("thread_id"):
             raise RequestError("not_found", "There is no such run on this thread.")
         return run
 
 
-def _seen(text: str, run: Run) -> tuple[int, int]:
+async def _seen(text: str, run: Followed) -> tuple[int, int]:
     """Return the last event that a client has seen all frames of, and how many it has of the next one."""
     if text in BEGINNING:
         return 0, 0
     found = ID.fullmatch(text)
     if not found:
         raise RequestError("invalid_request", "That is no event id of ours.", field="last_event_id")
-    return position(run, EventId(found[1], int(found[2]))), int(found[3] or 0)
+    return await reached(run, EventId(found[1], int(found[2]))), int(found[3] or 0)
 
 
 def _time(seconds: float) -> str:

@@ -6,7 +6,7 @@ Pings are empty lines, which NDJSON readers pass over: proxies cut silent respon
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from streaming.events import Event
+from streaming.events import Draining, Event
 
 from .chat import json_line
 from .viewer import EachEvent, Viewer
@@ -17,6 +17,11 @@ MEDIA_TYPE = "application/x-ndjson"
 def line(run_id: bytes, seq: int, event: Event) -> bytes:
     """Encode one event as one line."""
     return b'{"event":"%b","id":"%b-%d","data":%b}\n' % (event.name.encode(), run_id, seq, json_line(event))
+
+
+def farewell(event: Draining) -> bytes:
+    """Encode what sends a reader elsewhere."""
+    return b'{"event":"draining","data":%b}\n' % json_line(event)
 
 
 FORM = EachEvent(line, opening=b"", ping=b"\n")

@@ -31,7 +31,7 @@ from streaming.events import (
     ToolCallDelta,
     Usage,
 )
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .chat import Tools, Turns, beside, json_line
 from .fold import Asked, Folded, Whole, Wire, no_answer, unsayable
@@ -144,7 +144,7 @@ def _check_kind(told: Mapping[str, Any], field: str) -> None:
     check((field, told.get("type", "function") == "function", "Tools can be functions only."))
 
 
-def _form(run: Run, *, streams: bool, wants_usage: bool) -> Folded | Whole:
+def _form(run: Followed, *, streams: bool, wants_usage: bool) -> Folded | Whole:
     return Folded(Chunks(run.id, wants_usage=wants_usage), holds=True) if streams else Whole(run, whole)
 
 
@@ -238,7 +238,7 @@ def usage(counted: Usage) -> dict[str, Any]:
     return told | ({"estimated": True} if counted.estimated is True else {})
 
 
-def whole(run: Run) -> dict[str, Any]:
+def whole(run: Followed) -> dict[str, Any]:
     """Return the answer of a run that is done, as one object. Raises RequestError where its graph waits."""
     if failed := no_answer(run.terminal):
         raise failed

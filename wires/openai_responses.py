@@ -35,7 +35,7 @@ from streaming.events import (
     ToolCallDelta,
     Usage,
 )
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .chat import json_line
 from .fold import Asked, Folded, Whole, Wire, no_answer, unsayable
@@ -53,11 +53,11 @@ def decode(body: bytes) -> Asked:
     return Asked(chat, form, streams, api="openai_responses", verbatim=verbatim, about={ABOUT: about})
 
 
-def _form(run: Run, *, streams: bool) -> Folded | Whole:
+def _form(run: Followed, *, streams: bool) -> Folded | Whole:
     return Folded(_fold(run), holds=True, merges=False) if streams else Whole(run, _whole)
 
 
-def again(run: Run, starting_after: str | None) -> Folded:
+def again(run: Followed, starting_after: str | None) -> Folded:
     """Return the form of a viewer who comes back behind the event of that number. Raises RequestError if it is none."""
     if starting_after is not None and not (starting_after.isascii() and starting_after.isdigit()):
         text = "`starting_after` is the `sequence_number` of an event."
@@ -66,7 +66,7 @@ def again(run: Run, starting_after: str | None) -> Folded:
     return Folded(_fold(run), merges=False, skip=seen)
 
 
-def snapshot(run: Run) -> Object:
+def snapshot(run: Followed) -> Object:
     """Return the response of a run, as it stands."""
     events = _fold(run)
     for event in run.log.answer():
@@ -76,13 +76,13 @@ def snapshot(run: Run) -> Object:
     return {**events.response, "status": "queued", "model": run.answer.model, "created_at": int(run.created)}
 
 
-def _whole(run: Run) -> Object:
+def _whole(run: Followed) -> Object:
     if fault := no_answer(run.terminal):
         raise fault
     return snapshot(run)
 
 
-def _fold(run: Run) -> "Events":
+def _fold(run: Followed) -> "Events":
     return Events(run.id, run.about.get(ABOUT, {}))
 
 

@@ -13,6 +13,7 @@ from streaming.breaker import Breakers, State
 from streaming.metrics import Histogram, Metrics
 from streaming.runs import Runs
 
+from .answers import Fares
 from .resource import json_response
 
 T = TypeVar("T")
@@ -31,12 +32,14 @@ def ready(runs: Runs, breakers: Breakers, *, verbose: bool) -> Response:
     said = "draining" if runs.draining else "ready"
     if not verbose:
         return PlainTextResponse(said, status_code, {"Cache-Control": "no-store"})
-    candidates = {}
+    candidates: dict[str, Fares] = {}
     for name, breaker in breakers.told().items():
         attempts, failures = breaker.attempts
-        candidates[name] = {"breaker": breaker.state, "attempts": attempts, "failures": failures}
+        candidates[name] = Fares(breaker=breaker.state, attempts=attempts, failures=failures)
     waiting = runs.admission.waiting
-    told = {"status": said, "runs": len(runs) - waiting, "queued": waiting, "candidates": candidates}
+    told: dict[str, Any] = {"status": said, "runs": len(runs) - waiting, "queued": waiting, "candidates": candidates}
+    if runs.elsewhere:
+        told["replication"] = runs.elsewhere.reach()
     return json_response(told, status_code)
 
 
@@ -58,12 +61,12 @@ class _Told(NamedTuple):
         from prometheus_client import ProcessCollector
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        for name, text, labels, numbers in _counters(self.counted):
+        for name, text, labels, numbers in (*_counters(self.counted), *_replicated(self.runs)):
             counter = CounterMetricFamily(name, text, labels=labels)
             for values, number in sorted(numbers.items()):
                 counter.add_metric(values, number)
             yield counter
-        for name, text, labels, numbers in _gauges(self.counted, self.runs, self.breakers):
+        for name, text, labels, numbers in (*_gauges(self.counted, self.runs, self.breakers), *_reaching(self.runs)):
             gauge = GaugeMetricFamily(name, text, labels=labels)
             for values, number in numbers.items():
                 gauge.add_metric(values, number)
@@ -88,6 +91,33 @@ def _counters(counted: Metrics) -> Iterator[Family[float]]:
         ("skipped_chunks", "Chunks of whole answers that could not be read.", counted.skipped_chunks),
     ):
         yield f"sidestream_{name}", text, [], {(): number}
+
+
+def _replicated(runs: Runs) -> Iterator[Family[float]]:
+    if not runs.elsewhere:
+        return
+    reach = runs.elsewhere.reach()
+    for name, text, number in (
+        ("replicated_events", "Events of this replica's runs that Redis has.", reach.sent_events),
+        ("replicated_entries", "Entries of streams in Redis that they went in.", reach.sent_entries),
+        ("redis_commands", "Commands to Redis.", reach.commands),
+        ("lost_runs", "Runs of other replicas that were given up for lost here.", reach.lost_runs),
+    ):
+        yield f"sidestream_{name}", text, [], {(): number}
+
+
+def _reaching(runs: Runs) -> Iterator[Family[float]]:
+    if not runs.elsewhere:
+        return
+    reach = runs.elsewhere.reach()
+    for name, text, number in (
+        ("redis_up", "Whether Redis answers, and takes what it is sent.", reach.redis == "up"),
+        ("replication_behind_events", "Events of this replica's runs that Redis lacks.", reach.behind_events),
+        ("replication_behind_seconds", "For how long it has lacked the oldest of them.", reach.behind_seconds),
+        ("mirrors", "Runs of other replicas that go on and are followed here.", reach.mirrors),
+        ("mirror_viewers", "Their viewers.", reach.mirror_viewers),
+    ):
+        yield f"sidestream_{name}", text, [], {(): float(number)}
 
 
 def _gauges(counted: Metrics, runs: Runs, breakers: Breakers) -> Iterator[Family[float]]:

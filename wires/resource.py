@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from streaming.errors import RequestError
 from streaming.events import Token
-from streaming.run import Run
+from streaming.followed import Followed
 
 from .answers import RunCreated, RunStatus
 from .chat import json_line
@@ -30,15 +30,25 @@ class Links:
     """The URLs of runs, signed with `secret` (without one, with a random one that this process alone knows)."""
 
     def __init__(self, secret: str, keep: float) -> None:
-        key = secret.encode("utf-8", "surrogateescape") or secrets.token_bytes(32)
-        self._signer = Signer(key, salt="run", key_derivation="hmac", digest_method=hashlib.sha256)
+        self._is_given = bool(secret)
+        self._keys = [secret.encode("utf-8", "surrogateescape") or secrets.token_bytes(32)]
         self._keep = keep
+        self._renew()
 
-    def expires(self, run: Run) -> int:
+    def accept(self, key: bytes) -> None:
+        """Sign with a key that other replicas have, too, from now on; unless there is one of the settings."""
+        if not self._is_given and key not in self._keys:
+            self._keys.append(key)
+            self._renew()
+
+    def _renew(self) -> None:
+        self._signer = Signer(self._keys, salt="run", key_derivation="hmac", digest_method=hashlib.sha256)
+
+    def expires(self, run: Followed) -> int:
         """Return when the run is over and forgotten at the latest, in seconds of the Unix epoch."""
         return math.ceil(run.created + run.limits.queue_timeout + run.limits.run_timeout + self._keep)
 
-    def signed(self, run: Run, path: str) -> str:
+    def signed(self, run: Followed, path: str) -> str:
         """Return a path below the run's with a signature for the run."""
         expires = self.expires(run)
         return f"{path}?expires={expires}&signature={self._signature(run.id, str(expires))}"
@@ -55,7 +65,7 @@ class Links:
     def _signature(self, run_id: str, expires: str) -> str:
         return self._signer.get_signature(f"{run_id}:{expires}").decode()
 
-    def created(self, run: Run, path: str) -> RunCreated:
+    def created(self, run: Followed, path: str) -> RunCreated:
         """Say where to find a run, which is at `path`."""
         return {
             "id": run.id,
@@ -82,12 +92,12 @@ def head_of(response: Response) -> Response:
     return head
 
 
-def path_of(scope: Mapping[str, Any], run: Run) -> str:
+def path_of(scope: Mapping[str, Any], run: Followed) -> str:
     """Return the path of a run as the caller of this service knows it."""
     return f"{quote(scope.get('root_path', '').rstrip('/'))}/runs/{run.id}"
 
 
-def status(run: Run) -> RunStatus:
+def status(run: Followed) -> RunStatus:
     """Say how a run stands: its text so far, and its terminal event's data as `ending` once it is over."""
     return {
         "id": run.id,

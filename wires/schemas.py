@@ -20,24 +20,21 @@ from .endpoints import EXAMPLE, FIELDS, JSON, RESUMING, Object, ref
 from .event_id import ID
 from .resource import IDEMPOTENCY_KEY
 
-EVENTS: dict[str, type[events.Event]] = {
-    kind.name: kind for kind in vars(events).values() if isinstance(kind, type) and hasattr(kind, "name")
-}
 VERSIONS = ("3.2", "3.1")  # of OpenAPI, the newest first
 ANSWERS = (answers.RunCreated, answers.RunStatus, answers.ModelList, answers.Readiness, answers.Problem)
 CODES = RequestError.codes | UpstreamError.codes | ServiceError.codes
 RUN_ID = ID.pattern[1:].partition(")")[0]
 _NAMES = ChatRequest.__struct_encode_fields__
 REQUEST = [*filter(_NAMES.__contains__, FIELDS), *(name for name in _NAMES if name not in FIELDS)]  # as readers want it
-TERMINAL = [ref(kind.__name__) for kind in EVENTS.values() if issubclass(kind, events.Terminal)]
+TERMINAL = [ref(kind.__name__) for kind in events.KINDS.values() if issubclass(kind, events.Terminal)]
 
 
 def schemas(settings: Settings) -> dict[str, Object]:
     """Describe the request, the events and the answers; what msgspec cannot say of them is put in."""
     _, told = msgspec.json.schema_components(
-        [ChatRequest, *EVENTS.values(), *ANSWERS], ref_template="#/components/schemas/{name}"
+        [ChatRequest, *events.KINDS.values(), *ANSWERS], ref_template="#/components/schemas/{name}"
     )
-    sent: list[type[msgspec.Struct]] = [*EVENTS.values(), events.Usage]
+    sent: list[type[msgspec.Struct]] = [*events.KINDS.values(), events.Usage]
     for kind in sent:
         _as_sent(told[kind.__name__], kind)
     for schema in told.values():
@@ -54,8 +51,8 @@ def schemas(settings: Settings) -> dict[str, Object]:
         **told,
         "ErrorCode": {"type": "string", "enum": list(CODES), "description": "What went wrong, for a program."},
         "EventId": _string(f"^{ID.pattern}$", "`<run>-<number>`: an event's place in its run."),
-        "ServerSentEvent": {"oneOf": [_item(name, _as_text(kind)) for name, kind in EVENTS.items()]},
-        "EventLine": {"oneOf": [_item(name, ref(kind.__name__)) for name, kind in EVENTS.items()]},
+        "ServerSentEvent": {"oneOf": [_item(name, _as_text(kind)) for name, kind in events.KINDS.items()]},
+        "EventLine": {"oneOf": [_item(name, ref(kind.__name__)) for name, kind in events.KINDS.items()]},
     }
 
 

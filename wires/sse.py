@@ -7,7 +7,7 @@ the request's own (viewer.py).
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from streaming.events import Event
+from streaming.events import Draining, Event
 
 from .chat import json_line
 from .viewer import EachEvent, Viewer
@@ -21,6 +21,11 @@ def frame(run_id: bytes, seq: int, event: Event) -> bytes:
 def form(retry_ms: int) -> EachEvent:
     """Return the form of a stream whose EventSource waits so long to reconnect."""
     return EachEvent(frame, opening=b"retry: %d\n\n" % retry_ms, ping=b": ping\n\n")
+
+
+def farewell(event: Draining) -> bytes:
+    """Encode what sends an EventSource elsewhere: by its `retry` it reconnects as soon as it is to."""
+    return b"retry: %d\nevent: draining\ndata: %b\n\n" % (event.retry_ms, json_line(event))
 
 
 class EventStream(EventSourceResponse):

@@ -49,8 +49,8 @@ from streaming.events import (
     Usage,
     Values,
 )
+from streaming.followed import Followed
 from streaming.request import RunRequest, Takes
-from streaming.run import Run
 
 from .chat import json_line
 from .fold import Asked, Folded, Wire, status_of, unsayable
@@ -303,17 +303,17 @@ def _fit(since: int, request: RunRequest, takes: Takes | None) -> RunRequest:
     return replace(request, since=since) if takes and takes.keeps_threads else request
 
 
-def form(run: Run, skip: int = 0) -> Folded:
+def form(run: Followed, skip: int = 0) -> Folded:
     """Tell a run, but for its first `skip` chunks."""
     return Folded(Chunks(run.about.get(CONTINUED)), merges=False, skip=skip)
 
 
-def replay(run: Run) -> Folded:
+def replay(run: Followed) -> Folded:
     """Tell a run from its beginning to a client who comes back, and builds the message anew: it knows of no calls."""
     return Folded(Chunks(None if run.about.get(CONTINUED) is None else NOTHING), merges=False)
 
 
-def behind(run: Run, start_index: str) -> tuple[Folded, dict[str, str]]:
+def behind(run: Followed, start_index: str) -> tuple[Folded, dict[str, str]]:
     """Tell a run from behind the chunks that a client has; less than 0: so many of the last ones. With its headers.
 
     Raises RequestError where that is no number.
@@ -326,13 +326,13 @@ def behind(run: Run, start_index: str) -> tuple[Folded, dict[str, str]]:
     return form(run, max(told + skip, 0)), {**headers(run), "X-Workflow-Stream-Tail-Index": str(told - 1)}
 
 
-def _count(run: Run) -> int:
+def _count(run: Followed) -> int:
     """Return how many chunks there are of what a run has said so far; clients do not count `[DONE]`."""
     chunks = Chunks(run.about.get(CONTINUED))
     return sum(chunk != DONE for event in run.log.read(0) if not chunks.is_over for chunk in chunks.feed(event))
 
 
-def headers(run: Run) -> dict[str, str]:
+def headers(run: Followed) -> dict[str, str]:
     """Return what tells the SDK what this is, and its WorkflowChatTransport where to take it up again."""
     return {"X-Vercel-AI-UI-Message-Stream": "v1", "X-Workflow-Run-Id": run.id}
 

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from streaming.errors import Fault, RequestError, ServiceError, fault
 from streaming.events import Cancelled, Error, Terminal
+from streaming.followed import Followed
 from streaming.log import Cursor, Encode
-from streaming.run import Run
 
 from .problem import told
 from .transport import GONE, SERVER_SEND, OnRefusal, let_go
@@ -39,6 +39,10 @@ class Form(Protocol):
     def has_said(self) -> bool:
         """Whether anything of the answer was said."""
 
+    @property
+    def farewell(self) -> Callable[[], bytes] | None:
+        """Makes what sends a viewer to another replica; None where its clients know of none."""
+
     def take(self, cursor: Cursor) -> bytes:
         """Encode what is ready, if it says anything, and move the cursor on."""
 
@@ -49,6 +53,7 @@ class EachEvent(NamedTuple):
     encode: Encode
     opening: bytes
     ping: bytes
+    farewell: Callable[[], bytes] | None = None
 
     @property
     def holds(self) -> bool:
@@ -87,7 +92,7 @@ class Viewer:
 
     def __init__(
         self,
-        run: Run,
+        run: Followed,
         begin: Callable[[], object],
         form: Form,
         *,
@@ -145,7 +150,7 @@ class Viewer:
         self._since, self._sending = now(), True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sending = False
-        take = form.take
+        take, leaves = form.take, False
         try:
             while True:
                 if piece:
@@ -155,6 +160,11 @@ class Viewer:
                     except GONE:
                         return
                     self._sending = False
+                if leaves:
+                    break
+                if form.farewell and self._is_handed_over:
+                    piece, leaves = form.farewell(), True
+                    continue
                 if (more := cursor.more()) is not None:
                     await more
                 elif cursor.is_far_behind:
@@ -164,11 +174,16 @@ class Viewer:
                 if not piece and cursor.after == after:  # else it moved on over what this form has no words for
                     if cursor.ended:
                         break
-                    piece = form.ping
+                    piece = b"" if form.farewell and self._is_handed_over else form.ping
         finally:
             cursor.leave()
         self._since, self._sending = self._now(), True
         await send({"type": "http.response.body", "body": b"", "more_body": False})  # waits until the rest was taken
+
+    @property
+    def _is_handed_over(self) -> bool:
+        """Whether it has all that is ready, and what is still to come it gets from another replica."""
+        return self._run.hands_over and not self._cursor.is_behind and not self._cursor.ended
 
     async def _first_words(self) -> bytes:
         """Return what there is to say first, or a ping where that takes long. Raises what the run failed by before."""

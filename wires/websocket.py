@@ -8,7 +8,7 @@ uvicorn sends the pings.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from streaming.errors import Fault, RequestError
 from streaming.events import Cancelled, Done, Terminal, Token
+from streaming.followed import Followed
 from streaming.log import follow
 from streaming.request import Message
-from streaming.run import Run
 
 from .chat import ChatRequest, decode_body, decode_query, json_line
 from .event_id import EventId, event_id, position
@@ -35,7 +35,7 @@ _BLANK = ChatRequest()
 class _Turn(NamedTuple):
     """A run, the place in its log after which the client goes on, and the conversation that it answers, to be kept."""
 
-    run: Run
+    run: Followed
     after: int
     conversation: list[Message] | None
 
@@ -54,13 +54,13 @@ class Conversation:
     def __init__(
         self,
         socket: WebSocket,
-        new_run: Callable[[ChatRequest], Run],
-        start: Callable[[Run], None],
+        new_run: Callable[[ChatRequest], Awaitable[Followed]],
+        start: Callable[[Followed], None],
         *,
         send_timeout: float,
         max_bytes: int,
         on_refusal: OnRefusal = lambda fault: None,
-        lost: tuple[Run, EventId] | None = None,
+        lost: tuple[Followed, EventId] | None = None,
     ) -> None:
         self._socket = socket
         self._new_run = new_run
@@ -88,7 +88,7 @@ class Conversation:
                 if self._closing:
                     continue
                 try:
-                    if turn := self._take(frame.get("text")):
+                    if turn := await self._take(frame.get("text")):
                         self._play_next(turn)
                 except Fault as fault:
                     async with asyncio.timeout(self._send_timeout):
@@ -116,7 +116,7 @@ class Conversation:
         except (ClientDisconnect, RuntimeError, WebSocketDisconnect):
             return  # it is closed
 
-    def _take(self, text: str | None) -> _Turn | None:
+    async def _take(self, text: str | None) -> _Turn | None:
         """Take a frame: stop the turn, or make the next one."""
         if text is not None and len(text.encode()) > self._max_bytes:
             raise RequestError(
@@ -131,10 +131,10 @@ class Conversation:
             return None
         if self._turn:
             raise RequestError("invalid_request", "A turn is going on: wait for its end, or stop it.")
-        self._turn = self._next(decode_body(text.encode()) if request is not None else ChatRequest(message=text))
+        self._turn = await self._next(decode_body(text.encode()) if request is not None else ChatRequest(message=text))
         return self._turn
 
-    def _next(self, chat: ChatRequest) -> _Turn:
+    async def _next(self, chat: ChatRequest) -> _Turn:
         given = {
             name: value
             for name in chat.__struct_fields__
@@ -145,13 +145,13 @@ class Conversation:
         whole = replace(self._defaults, **given)
         conversation = chat.conversation()
         if chat.has_own_input:
-            return _Turn(self._new_run(whole), 0, None)
+            return _Turn(await self._new_run(whole), 0, None)
         if chat.messages is None and whole.thread_id is None:
             conversation = [*self._history, *conversation]
         if len(msgspec.json.encode(conversation)) > self._max_bytes:
             text = f"The conversation is larger than {self._max_bytes} bytes."
             raise RequestError("too_large", text, limit="max_body_bytes")
-        run = self._new_run(replace(whole, message=None, question=None, messages=conversation))
+        run = await self._new_run(replace(whole, message=None, question=None, messages=conversation))
         return _Turn(run, 0, conversation if whole.thread_id is None else None)
 
     def _play_next(self, turn: _Turn) -> None:
