@@ -71,9 +71,8 @@ class Intake:
         if not is_signed(query):
             return await self.runs.find(run_id, self.caller(request).owner)
         check_origin(request.headers, self.settings.allowed_origins)
-        run = await self.runs.find(run_id, None)
-        self.links.check(run_id, query)
-        return run
+        self.links.check(run_id, query)  # before anything is looked for
+        return await self.runs.find(run_id, None)
 
     async def posted(
         self,

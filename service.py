@@ -324,6 +324,7 @@ class Service:
         self.drain.on_signals()
         if self.replication:
             self.replication.start()
+            await self.replication.looked()
         stop_watching = self.metrics.watch_loop()
         try:
             yield {"on_refusal": self.metrics.refused}  # for the server, which refuses some by itself (wires/server.py)

@@ -30,13 +30,14 @@ def unavailable() -> ServiceError:
 class Mirror(Followed):
     """A run of another replica. `tell` is called whenever what its viewers want of it has changed."""
 
-    __slots__ = ("_position", "_standing", "_stood_at", "alone", "idle_since", "replica", "stop", "tell")
+    __slots__ = ("_position", "_standing", "_stood_at", "alone", "asked", "idle_since", "replica", "stop", "tell")
 
     def __init__(self, head: Head, tell: Callable[["Mirror"], object]) -> None:
         super().__init__(head.id, head.owner, head.key, head.name, head.about, head.created, head.limits)
         self.replica = head.replica
         self.tell = tell
         self.stop: CancelReason | None = None
+        self.asked = 0.0  # when it was last told how long it is to linger
         self.idle_since: float | None = time.monotonic()  # when its last viewer left
         self.alone = asyncio.Event()  # whether it has
         self.alone.set()
@@ -117,6 +118,7 @@ class Mirror(Followed):
     def linger_for(self, seconds: float) -> None:
         if seconds > self.limits.linger:
             self.limits = replace(self.limits, linger=seconds)
+        self.asked = time.monotonic()
         self.tell(self)
 
     async def wait(self) -> None:

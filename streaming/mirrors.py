@@ -13,6 +13,8 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,6 +29,7 @@ BLOCK = 4.0  # how long a read waits for something to read, seconds
 # Who has just heard of a run may ask for it before its owner has sent it: how long it is looked for, seconds.
 LOOKS = (0.0, 0.02, 0.05, 0.1, 0.3)
 AT_ONCE = 2**19  # of a stream that is caught up with, bytes: some ms to read
+FIRST = 16  # entries, while it is not known how large they are
 TURN = 0.005  # how long what was read may hold up all else, seconds
 IDLE = 10.0  # how long a mirror is kept without a viewer, seconds
 HELD = 60.0  # how long a replica that does not read may be told something until that is of no use, seconds
@@ -38,7 +41,7 @@ logger = logging.getLogger("sidestream")
 class Mirrors:
     """The mirrors of this replica. `start` it in a running loop, and close it.
 
-    `inbox` is the stream by which this replica is told something, `hear` takes what that is. `tell` is called with a
+    `here` is the stream by which this replica is told something, `hear` takes what that is. `tell` is called with a
     mirror whose viewers want something of its owner. `is_blind`: whether what is not found may be there all the same.
     """
 
@@ -46,14 +49,14 @@ class Mirrors:
         self,
         tail: Link,
         bulk: Link,
-        inbox: str,
+        here: str,
         hear: Callable[[bytes], object],
         tell: Callable[[Mirror], object],
         is_blind: Callable[[], bool],
     ) -> None:
         self._tail = tail
         self._bulk = bulk
-        self._inbox = inbox
+        self._inbox = here
         self._hear = hear
         self._tell = tell
         self._is_blind = is_blind
@@ -88,7 +91,10 @@ class Mirrors:
         return self._mirrors.values()
 
     async def find(self, run_id: str) -> Mirror | None:
-        """Return the mirror of a run, the one there is or a new one. Raises ServiceError unavailable."""
+        """Return the mirror of a run, the one there is or a new one, which has all that Redis has of it.
+
+        Raises ServiceError unavailable.
+        """
         if mirror := self._mirrors.get(run_id):
             mirror.touch()
             return mirror
@@ -96,17 +102,22 @@ class Mirrors:
             return None
         if run_id not in self._finding:
             task = self._finding[run_id] = asyncio.get_running_loop().create_task(self._find(run_id))
-            task.add_done_callback(lambda task: self._finding.pop(run_id))
+            task.add_done_callback(partial(self._searched, run_id))
         try:
             return await asyncio.shield(self._finding[run_id])
         except Down:
             raise unavailable() from None
 
+    def _searched(self, run_id: str, task: "asyncio.Task[Mirror | None]") -> None:
+        del self._finding[run_id]
+        if not task.cancelled():
+            task.exception()  # who looked for it may have left, then nobody takes it
+
     async def _find(self, run_id: str) -> Mirror | None:
         key = run_key(run_id)
         for pause in LOOKS:
             await asyncio.sleep(pause)
-            (entries,) = await self._bulk.call(("XRANGE", key, "-", "+", "COUNT", 16))
+            (entries,) = await self._bulk.call(("XRANGE", key, "-", "+", "COUNT", FIRST))
             if isinstance(entries, Refused):
                 raise Down(str(entries))
             if entries:
@@ -121,33 +132,29 @@ class Mirrors:
         mirror = Mirror(head, self._tell)
         if self.hands_over:
             mirror.hand_over()
-        _take(mirror, entries[1:])
+        if not _take(mirror, entries[1:]) or not await self._catch_up(mirror, key):
+            return None
         self._mirrors[run_id] = mirror
         self.found += 1
         if not mirror.log.closed:
-            self._spawn(self._catch_up(mirror, key))
+            self._read_on[key.encode()] = mirror
+            await self.look()
         return mirror
 
-    async def _catch_up(self, mirror: Mirror, key: str) -> None:
-        """Read what there is of a run, then leave it to the reader of all."""
-        count = 16
+    async def _catch_up(self, mirror: Mirror, key: str) -> bool:
+        """Read what there is of a run; tell whether it could be read. Raises Down."""
+        count = FIRST
         while not mirror.log.closed:
-            try:
-                (entries,) = await self._bulk.call(("XRANGE", key, _behind(mirror), "+", "COUNT", count))
-            except Down:
-                await asyncio.sleep(RETRY)
-                continue
+            (entries,) = await self._bulk.call(("XRANGE", key, _behind(mirror), "+", "COUNT", count))
             if isinstance(entries, Refused):
-                await asyncio.sleep(RETRY)
-                continue
-            self._take(mirror, entries)
+                raise Down(str(entries))
+            if not _take(mirror, entries):
+                return False
             if len(entries) < count:
                 break
             size = sum(len(part) for entry in entries for part in entry[1]) // count
             count = max(min(AT_ONCE // max(size, 1), 4096), 1)
-        if not mirror.log.closed and mirror.id in self._mirrors:
-            self._read_on[key.encode()] = mirror
-            await self.look()
+        return True
 
     async def look(self) -> None:
         """Have the reader look anew at what is to be read: it may be waiting for less."""
@@ -168,6 +175,8 @@ class Mirrors:
         except Down:
             streams = Refused()
         if isinstance(streams, Refused):
+            if streams.code == "WRONGTYPE":
+                await self._drop_foreign(mirrors)
             await asyncio.sleep(RETRY)
             return
         began = since = loop.time()
@@ -183,13 +192,24 @@ class Mirrors:
                 since = loop.time()
         await asyncio.sleep(min(max(REST * (loop.time() - began), SHORTEST), LONGEST))
 
+    async def _drop_foreign(self, mirrors: Iterable[tuple[bytes, Mirror]]) -> None:
+        """Let go of those whose keys somebody else has taken: with them none of the others could be read."""
+        with suppress(Down):
+            kinds = await self._bulk.call(*[("TYPE", key) for key, _ in mirrors])
+            for (_, mirror), kind in zip(mirrors, kinds, strict=True):
+                if kind not in (b"stream", b"none"):
+                    self._drop_unreadable(mirror)
+
     def _take(self, mirror: Mirror, entries: Iterable[Entry]) -> None:
         if not _take(mirror, entries):
-            logger.warning("run %s: its stream in Redis cannot be read", mirror.id)
-            mirror.take(mirror.lost())
-            self.drop(mirror)
+            self._drop_unreadable(mirror)
         elif mirror.log.closed:
             self._read_on.pop(run_key(mirror.id).encode(), None)
+
+    def _drop_unreadable(self, mirror: Mirror) -> None:
+        logger.warning("run %s: its stream in Redis cannot be read", mirror.id)
+        mirror.take(mirror.lost())
+        self.drop(mirror)
 
     def drop(self, mirror: Mirror) -> None:
         """Let go of a mirror. Whoever follows it is sent to look for another."""
@@ -204,10 +224,15 @@ class Mirrors:
                 self.drop(mirror)
 
 
-def told(inbox: str, what: bytes) -> Iterable[Command]:
-    """Yield the commands by which a replica is told something."""
-    yield "XADD", inbox, "MAXLEN", "~", 10_000, "*", "told", what
-    yield "PEXPIRE", inbox, round(1000 * HELD)
+def inbox(replica: str) -> str:
+    """Return the key of the stream by which a replica is told something."""
+    return f"sidestream:to:{replica}"
+
+
+def told(where: str, what: bytes) -> Iterable[Command]:
+    """Yield the commands by which something is told to who reads there."""
+    yield "XADD", where, "MAXLEN", "~", 10_000, "*", "told", what
+    yield "PEXPIRE", where, round(1000 * HELD)
 
 
 def _behind(mirror: Mirror, exclusive: str = "(") -> str:

@@ -238,6 +238,7 @@ class Publisher:
         for copy, upto, first, place in made:
             reply = replies[place]
             if isinstance(reply, Refused):
+                copy.stood = None  # how it stands was not told either
                 if "equal or smaller" in str(reply):  # it stands there already, or the stream is fenced
                     unclear.append(copy)
                 else:

@@ -131,13 +131,15 @@ def starting() -> Iterator[Start]:
             started.append(service)
             return service.wait()
 
-        yield start
-        for service in started:
-            if service.process.poll() is None:
-                service.process.send_signal(signal.SIGTERM)
-        for service in started:
-            with suppress(subprocess.TimeoutExpired):
-                service.stop()
+        try:
+            yield start
+        finally:
+            for service in started:
+                if service.process.poll() is None:
+                    service.process.send_signal(signal.SIGTERM)
+            for service in started:
+                with suppress(subprocess.TimeoutExpired):
+                    service.stop()
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +158,11 @@ def leftovers() -> Iterator[None]:
         gc.collect()
 
 
-def once(start: Start) -> Start:
+def once(start: Callable[..., Value]) -> Callable[..., Value]:
     """Start nothing twice: what is asked for again is what was started."""
-    started: dict[object, Service] = {}
+    started: dict[object, Value] = {}
 
-    def start_once(*options: str, **environ: str) -> Service:
+    def start_once(*options: str, **environ: str) -> Value:
         asked = options, frozenset(environ.items())
         if asked not in started:
             started[asked] = start(*options, **environ)

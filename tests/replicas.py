@@ -1,8 +1,12 @@
 """Several services that share a Redis, behind what gives each connection to another of them; and tests run over these.
 
-A module marked `replicated` is run against one process and against two replicas: there every request goes to the other
-than the one before, so that who follows a run is mostly not where it is made. Such a module names this one in its
-`pytest_plugins`. What of it is a process' own is marked `one_process`, with the reason (conftest.py has both marks).
+A module (or test) marked `replicated` is run against one process and against two replicas: there every request goes to
+the other than the one before, so that who follows a run is mostly not where it is made. Such a module names this one in
+its `pytest_plugins`. What of it is a process' own is marked `one_process`, which says why (both marks: conftest.py).
+
+Not marked are those about what each process does by itself: limits, counters and metrics, memory and slow viewers
+(test_many_viewers, test_corners), what it keeps (test_keep), draining, what viewers of their own request's run see
+(test_disconnect), and threads, which a graph's checkpointer in memory has in one process alone (test_graph_*).
 (PYTEST_DONT_REWRITE: as for tests.upstream.)
 """
 
@@ -21,7 +25,7 @@ import pytest
 
 from . import nginx
 from .client import DEADLINE, get
-from .conftest import ROOT, Service, Start, eventually, free_port, once, starting, wait_for_port
+from .conftest import ROOT, Service, eventually, free_port, once, starting, wait_for_port
 from .redis_server import Redis
 from .turns import Turns
 
@@ -147,7 +151,7 @@ def start_replicas() -> Iterator[StartReplicas]:
 
 
 @pytest.fixture(scope="session")
-def two_replicas() -> Iterator[Start]:
+def two_replicas() -> Iterator[StartReplicas]:
     """What `start_lasting` is where a test is run over two replicas."""
     with starting_replicas() as start:
         yield once(start)

@@ -5,6 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from .client import Client, Event, delete, get, post
+from .conftest import Service, eventually
 from .recorded import TERMINAL
 
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -49,6 +50,17 @@ def status_of(port: int, path: str) -> dict[str, Any]:
     assert (status, headers["content-type"], headers["cache-control"]) == (200, "application/json", "no-store"), text
     told: dict[str, Any] = json.loads(text)
     return told
+
+
+def ended(service: Service, path: str) -> dict[str, Any]:
+    """Return how a run stands that is over. Another replica than the one that made it may hear of it a moment later."""
+
+    def look() -> dict[str, Any] | None:
+        told = status_of(service.port, path)
+        assert told["ending"] or len(service.ports) > 1, told
+        return told if told["ending"] else None
+
+    return eventually(look) or {}
 
 
 def stop(port: int, path: str) -> None:

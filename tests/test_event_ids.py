@@ -30,7 +30,8 @@ from .resource import (
 )
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
-pytest_plugins = ["tests.upstream"]
+pytest_plugins = ["tests.upstream", "tests.replicas"]
+pytestmark = pytest.mark.replicated
 
 each_way = pytest.mark.parametrize("way", WAYS)
 MALFORMED = (400, "invalid_request", "That is no event id of ours.", "last_event_id")
@@ -96,6 +97,7 @@ NO_HEADERS = {  # a header cannot hold these, or is stripped of them
 ALL_BAD = [(name, way) for name in BAD_IDS for way in WAYS] + [(name, way) for name in NO_HEADERS for way in WAYS[1:]]
 
 
+@pytest.mark.one_process("it is refused before anything is looked up")
 @pytest.mark.parametrize(("name", "way"), ALL_BAD, ids=[f"{name}-{way}" for name, way in ALL_BAD])
 def test_what_is_no_id_is_refused(relay: Service, held: dict[str, Any], name: str, way: str) -> None:
     run = held["id"]
@@ -104,6 +106,7 @@ def test_what_is_no_id_is_refused(relay: Service, held: dict[str, Any], name: st
         assert told(relay, url, way, event_id) == MALFORMED
 
 
+@pytest.mark.one_process("what a mirror does not have yet is waited for")
 @each_way
 def test_an_id_that_leads_nowhere_is_told_why(relay: Service, held: dict[str, Any], way: str) -> None:
     other = create(relay.port, message="Hi", model="scripted/echo")["id"]

@@ -17,6 +17,7 @@ from streaming.events import (
     Debug,
     Delta,
     Done,
+    Draining,
     Error,
     Event,
     Events,
@@ -77,6 +78,7 @@ SHAPES: list[tuple[Event, str, str]] = [
     (Debug((), {"step": 1}), "debug", '{"ns":[],"data":{"step":1}}'),
     (Events((), {"event": "on_chain_start"}), "events", '{"ns":[],"data":{"event":"on_chain_start"}}'),
     (Interrupt("i1", {"question": "?"}), "interrupt", '{"id":"i1","value":{"question":"?"}}'),
+    (Draining(300), "draining", '{"retry_ms":300}'),
     (
         Done(finish_reason="stop", model="gpt", usage=USAGE, tokens=3, ttft_ms=12, latency_ms=40),
         "done",

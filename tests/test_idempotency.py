@@ -12,7 +12,8 @@ from .recorded import OPENAI
 from .resource import answer, create, dispatched, is_one_run, refused, rest_of, said, status_of, stop
 from .upstream import END, HOLD, PAUSE, Head, Step, Upstream
 
-pytest_plugins = ["tests.upstream"]
+pytest_plugins = ["tests.upstream", "tests.replicas"]
+pytestmark = pytest.mark.replicated
 
 Value = TypeVar("Value")
 CONFLICT = (
@@ -152,6 +153,7 @@ def test_keys_are_told_apart_by_case_and_by_every_character(service: Service) ->
     assert [create(service.port, {"Idempotency-Key": key}, **asked)["id"] for key in keys] == runs
 
 
+@pytest.mark.one_process("it is refused before anything is looked up")
 @pytest.mark.parametrize(
     "key", ["", " ", "\t", "a\tb", "é", "\u2028", "x" * 256, "x" * 5000], ids=lambda key: repr(key)[:9]
 )
@@ -196,7 +198,8 @@ def test_the_first_to_ask_may_leave_while_a_second_follows(
         first.read_on(lambda body: b"One" in body)
         second = post(relay.port, headers=key, message="Hi")
         second.read_on(lambda body: b"One" in body)
-    place = second.head()[1]["content-location"]
+        place = second.head()[1]["content-location"]
+        eventually(lambda: status_of(relay.port, place)["viewers"] == 2)  # where it is made, whoever follows where
     eventually(lambda: status_of(relay.port, place)["viewers"] == 1)
     exchange = upstream.request()
     assert not exchange.ended
@@ -206,6 +209,7 @@ def test_the_first_to_ask_may_leave_while_a_second_follows(
     assert upstream.exchanges.empty()
 
 
+@pytest.mark.one_process("that it is to linger its maker hears a moment later")
 def test_the_run_lingers_as_the_most_patient_of_them_asked(
     relay: Service, upstream: Upstream, key: dict[str, str]
 ) -> None:

@@ -30,7 +30,7 @@ from .served_graphs import answer, held
 from .test_langgraph_clients import CLIENTS, HI, JS, asked_of, said, seen, sent, sync_client, thread, url
 from .upstream import HOLD, PAUSE, Upstream
 
-pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs"]
+pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs", "tests.replicas"]
 # An SDK whose stream breaks off leaves its socket to the collector, which may come in any test.
 pytestmark = [pytest.mark.usefixtures("leftovers"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
@@ -87,6 +87,7 @@ def cancelled_in_node(service: Service, on: str) -> list[StreamPart]:
 CANCELS = {"sync": cancelled_in_python, "async": cancelled_in_async_python, "node": cancelled_in_node}
 
 
+@pytest.mark.replicated
 @pytest.mark.parametrize("cancel", CANCELS.values(), ids=CANCELS)
 def test_a_cancel_reaches_the_upstream(cancel: Any, graphs: Service, upstream: Upstream) -> None:
     on = thread()
@@ -96,7 +97,8 @@ def test_a_cancel_reaches_the_upstream(cancel: Any, graphs: Service, upstream: U
     assert [part.event for part in parts] == ["metadata", "messages", "error", "end"]
     assert (parts[2].data["error"], parts[3].data["status"]) == ("cancelled", "interrupted")
     with sync_client(graphs) as client:
-        assert client.runs.get(on, parts[0].data["run_id"])["status"] == "interrupted"
+        # Another replica hears of it a moment later.
+        assert eventually(lambda: client.runs.get(on, parts[0].data["run_id"])["status"] == "interrupted")
     upstream.stream(*answer("Yes?"))
     assert said(CLIENTS["sync"](url(graphs), on, "remembering", **TUPLES).of("messages")) == {"speak": "Yes?"}
     upstream.request()
@@ -172,6 +174,7 @@ def joined(kind: str, service: Service, on: str, run: str, **asked: Any) -> list
     return run_async(follow())
 
 
+@pytest.mark.replicated
 @KINDS
 def test_who_left_comes_back_for_the_rest(kind: str, graphs: Service, upstream: Upstream) -> None:
     """A run goes on for a while without anybody, unless it was asked not to."""
@@ -207,6 +210,7 @@ def test_who_joins_may_choose_among_the_modes(graphs: Service) -> None:
         assert [part.event for part in joined("async", graphs, on, run, stream_mode=modes)] == names
 
 
+@pytest.mark.replicated
 def test_who_joins_may_take_the_run_with_them(graphs: Service, upstream: Upstream) -> None:
     on = thread()
     upstream.play(*held(HOLD))
@@ -241,6 +245,7 @@ def test_a_run_is_found_on_its_thread_alone(graphs: Service) -> None:
 
 
 # Python's says that what was sent in the meantime is lost where it has seen no id; here it is not.
+@pytest.mark.replicated
 @pytest.mark.filterwarnings("ignore:Reconnecting without a Last-Event-ID")
 @pytest.mark.parametrize(
     ("client", "how", "at", "on"),

@@ -12,11 +12,12 @@ import pytest
 from .client import Client, get, post
 from .conftest import Service, Start, eventually
 from .recorded import OPENAI
-from .resource import WIRES, create, events_in, is_one_run, rest_of, resume, said, status_of
+from .resource import WIRES, create, ended, events_in, is_one_run, rest_of, resume, said, status_of
 from .test_slow_viewer import gone
 from .upstream import END, HOLD, PAUSE, Exchange, Head, Step, Upstream, environ, warm
 
-pytest_plugins = ["tests.upstream"]
+pytest_plugins = ["tests.upstream", "tests.replicas"]
+pytestmark = pytest.mark.replicated
 
 SHORT = 0.3
 LONG = 60
@@ -153,7 +154,7 @@ def test_who_looks_is_no_viewer(relay: Service, upstream: Upstream) -> None:
         for method, url in [("GET", created["status_url"]), ("HEAD", created["events_url"])]:
             with Client(relay.port, method, url) as client:
                 assert client.head()[0] == 200
-    assert status_of(relay.port, created["status_url"])["ending"]["reason"] == "disconnected"
+    assert ended(relay, created["status_url"])["ending"]["reason"] == "disconnected"
 
 
 def test_a_run_that_ends_while_nobody_views_it_is_there_for_who_returns(relay: Service, upstream: Upstream) -> None:

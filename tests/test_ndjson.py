@@ -21,7 +21,7 @@ from .sockets import RawSocket
 from .test_disconnect import PHASES, Phase, before_headers, before_tokens, slow_viewer
 from .upstream import END, PAUSE, Head, Upstream
 
-pytest_plugins = ["tests.upstream"]
+pytest_plugins = ["tests.upstream", "tests.replicas"]
 
 each_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 WORDS = ["one", " two", " three"]
@@ -64,6 +64,7 @@ def test_lines_arrive_one_by_one(relay: Service, upstream: Upstream, reader: Rea
         assert list(told) == []
 
 
+@pytest.mark.replicated
 @each_reader
 def test_a_run_is_followed_line_by_line(relay: Service, upstream: Upstream, reader: Reader) -> None:
     play_word_by_word(upstream)
@@ -163,6 +164,7 @@ def test_httpx_keeps_each_line_whole_whatever_is_in_it(relay: Service, upstream:
     ]
 
 
+@pytest.mark.replicated
 def test_httpx_goes_on_where_it_was(relay: Service, upstream: Upstream) -> None:
     """As a program does it that keeps the last id it has seen."""
     upstream.play(Head(), *OPENAI.opening, OPENAI.token("One"), PAUSE, OPENAI.token(" two"), *OPENAI.ending, END)

@@ -17,14 +17,14 @@ from pydantic import BaseModel
 
 from .asgi import run
 from .client import DEADLINE, post
-from .conftest import ROOT, Service, Start
+from .conftest import ROOT, Service, Start, eventually
 from .node import BIN, NPM
 from .recorded import OPENAI, OPENAI_RESPONSES, RESPONSE_OPENING, chat_end, chat_usage, function_call, response
 from .recorded import call as call_chunk
 from .served_graphs import answer, held
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
-pytest_plugins = ["tests.upstream", "tests.served_graphs"]
+pytest_plugins = ["tests.upstream", "tests.served_graphs", "tests.replicas"]
 # An SDK whose stream breaks off leaves its socket to the collector, which may come in any test.
 pytestmark = [pytest.mark.usefixtures("leftovers"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 
@@ -305,6 +305,7 @@ def test_tools_go_round_by_the_responses_api_too(sdk: OpenAI, upstream: Upstream
     assert [message["role"] for message in asked_by_chat] == ["user", "assistant", "tool"]
 
 
+@pytest.mark.replicated
 def test_who_comes_back_gets_what_he_has_not_seen(sdk: OpenAI, upstream: Upstream) -> None:
     upstream.play(Head(), *OPENAI.opening, OPENAI.token("Here"), PAUSE, OPENAI.token(" I am."), *OPENAI.ending, END)
     asked: Any = {"model": "openai/gpt-4o-mini", "input": "Hi", "extra_body": {"sidestream": {"linger": 30}}}
@@ -322,13 +323,15 @@ def test_who_comes_back_gets_what_he_has_not_seen(sdk: OpenAI, upstream: Upstrea
     assert [event.sequence_number for event in seen] == [*range(len(seen))]
     assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == "Here I am."
     assert seen[-1].type == "response.completed"
-    assert sdk.responses.retrieve(response_id).output_text == "Here I am."
+    # Another replica hears of the end a moment later.
+    assert eventually(lambda: sdk.responses.retrieve(response_id).output_text == "Here I am.")
     with sdk.responses.stream(response_id=response_id, starting_after=5) as again:
         assert next(event.sequence_number for event in again) == 6
         assert again.get_final_response().output_text == "Here I am."
     assert [*sdk.responses.retrieve(response_id, stream=True, starting_after=seen[-1].sequence_number)] == []
 
 
+@pytest.mark.replicated
 def test_a_response_is_stopped_by_its_id(sdk: OpenAI, upstream: Upstream) -> None:
     upstream.play(*held(HOLD))
     stream = sdk.responses.create(model="openai/gpt-4o-mini", input="Hi", stream=True)
@@ -341,17 +344,20 @@ def test_a_response_is_stopped_by_its_id(sdk: OpenAI, upstream: Upstream) -> Non
     assert sdk.responses.cancel(response_id).status == sdk.responses.retrieve(response_id).status == "cancelled"
 
 
+@pytest.mark.replicated
 def test_a_response_that_failed_says_so_to_who_asks_later(sdk: OpenAI) -> None:
     stream = sdk.responses.create(input="Hi", stream=True, **script({"say": "Here"}, {"fail": "upstream_rate_limited"}))
     response_id = next(stream).response.id
     with pytest.raises(openai.APIError):
         list(stream)
-    response = sdk.responses.retrieve(response_id)
+    # Another replica hears of it a moment later.
+    response = eventually(lambda: (told := sdk.responses.retrieve(response_id)).status != "in_progress" and told)
     assert (response.status, response.error and response.error.code) == ("failed", "rate_limit_exceeded")
     with pytest.raises(openai.NotFoundError):
         sdk.responses.retrieve(response_id[:-1] + "x")
 
 
+@pytest.mark.replicated
 def test_a_run_of_any_wire_can_be_told_as_a_response(relay: Service, sdk: OpenAI) -> None:
     with post(relay.port, "/runs", message="Hello, you", model="scripted/echo") as client:
         run_id = json.loads(client.read())["id"]

@@ -37,6 +37,9 @@ class Named(ThreadingTCPServer):
         self.shutdown()
         super().__exit__(*exc)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of it: a connection may be reset at any moment."""
+
 
 class _Answering(StreamRequestHandler):
     server: Named

@@ -16,7 +16,8 @@ from .recorded import OPENAI, chat
 from .resource import WAYS, WIRES, create, dispatched, events_in, is_one_run, lines, rest_of, resume, said, status_of
 from .upstream import END, PAUSE, Head, Repeat, Step, Upstream
 
-pytest_plugins = ["tests.upstream"]
+pytest_plugins = ["tests.upstream", "tests.replicas"]
+pytestmark = pytest.mark.replicated
 
 each_wire = pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES)
 CLOSE = {"Connection": "close"}  # behind the last byte, so that a client may take more than there is

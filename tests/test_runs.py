@@ -15,6 +15,7 @@ from .resource import (
     answer,
     create,
     dispatched,
+    ended,
     events_in,
     is_one_run,
     refused,
@@ -26,7 +27,8 @@ from .resource import (
 from .test_bad_input import BODIES
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
-pytest_plugins = ["tests.upstream"]
+pytest_plugins = ["tests.upstream", "tests.replicas"]
+pytestmark = pytest.mark.replicated
 
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=[dialect.provider for dialect in DIALECTS])
 UNKNOWN = "0123456789abcdef" * 2
@@ -61,6 +63,7 @@ def test_a_created_run_is_told_of_and_followed_over_either_wire(
     assert upstream.exchanges.empty()
 
 
+@pytest.mark.one_process("viewers are counted where they are")
 def test_a_run_says_how_it_stands_while_it_goes_on_and_once_it_is_done(relay: Service, upstream: Upstream) -> None:
     words = [OPENAI.token(word) for word in ("Hé, ", "you")]
     upstream.play(Head(), *OPENAI.opening, *words, PAUSE, OPENAI.token("!\u2028"), *OPENAI.ending, END)
@@ -116,7 +119,7 @@ def test_a_run_that_is_over_says_how_it_ended(service: Service, ending: str) -> 
             stop(service.port, created["status_url"])
         last = client.until(ending)
         whole = dispatched(client.read())
-    now = status_of(service.port, created["status_url"])
+    now = ended(service, created["status_url"])
     assert (now["state"], now["ending"], now["last_event_id"]) == (ending, last.data, last.id)
     assert (now["text"], now["usage"]) == (said(whole)["token"], last.data["usage"])
 
@@ -134,13 +137,14 @@ def test_a_stream_says_where_its_run_is(service: Service, path: str, ask: Any, e
         client.read()
         events = events_in(client)
     assert place == f"/runs/{events[0].data['run']}"
-    assert status_of(service.port, place)["ending"] == events[-1].data
+    assert ended(service, place)["ending"] == events[-1].data
     assert events[-1].name == ending
     with get(service.port, f"{place}/events", NDJSON) as client:
         assert said(rest_of(client)) == said(events)
         assert client.head()[1]["content-location"] == place
 
 
+@pytest.mark.one_process("it is refused before anything is looked up")
 @pytest.mark.parametrize("sent", [sent for sent, _ in BODIES.values()], ids=BODIES)
 def test_a_bad_body_is_told_what_a_stream_would_be(service: Service, sent: bytes) -> None:
     json_type = {"Content-Type": "application/json"}
@@ -163,6 +167,7 @@ METHODS = {"/runs": {"POST"}, "/runs/{id}": {"GET", "HEAD", "DELETE"}, "/runs/{i
 EVERY = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
+@pytest.mark.one_process("it is refused before anything is looked up")
 @pytest.mark.parametrize(
     ("method", "path"), [(method, path) for path, allowed in METHODS.items() for method in sorted(EVERY - allowed)]
 )
@@ -210,6 +215,7 @@ def refused_head(service: Service, url: str) -> int:
         return client.head()[0]
 
 
+@pytest.mark.one_process("it is refused before anything is looked up")
 @pytest.mark.parametrize("way", ["Last-Event-ID", "last_event_id", "lastEventId"])
 def test_a_run_is_not_created_from_an_event(relay: Service, upstream: Upstream, way: str) -> None:
     text = "A request with an event id starts no run; follow one at /runs/<id>/events."

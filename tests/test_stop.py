@@ -14,11 +14,25 @@ import pytest
 from .client import Client, delete, get, post
 from .conftest import Service, eventually
 from .recorded import DIALECTS, OPENAI, Dialect
-from .resource import WIRES, answer, create, events_in, is_one_run, refused, rest_of, resume, said, status_of, stop
+from .resource import (
+    WIRES,
+    answer,
+    create,
+    ended,
+    events_in,
+    is_one_run,
+    refused,
+    rest_of,
+    resume,
+    said,
+    status_of,
+    stop,
+)
 from .test_disconnect import PHASES, PROMPT, TRIES, Phase, before_headers, before_tokens, catch_up, slow_viewer
 from .upstream import END, HOLD, PAUSE, Exchange, Head, Upstream
 
-pytest_plugins = ["tests.upstream"]
+pytest_plugins = ["tests.upstream", "tests.replicas"]
+pytestmark = pytest.mark.replicated
 
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=[dialect.provider for dialect in DIALECTS])
 each_phase = pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__)
@@ -76,7 +90,7 @@ def test_a_stopped_run_closes_its_upstream_at_once_and_tells_its_viewer(
         if phase is slow_viewer:
             catch_up(relay)
         delays.append(delay(relay, created, exchange))
-        told_of_the_stop(viewer, status_of(relay.port, created["status_url"])["text"])
+        told_of_the_stop(viewer, ended(relay, created["status_url"])["text"])
     assert min(delays) < PROMPT, delays
 
 
@@ -91,7 +105,7 @@ def test_a_run_that_nobody_views_is_stopped_as_well(
         if phase is slow_viewer:
             catch_up(relay)
         delays.append(delay(relay, created, exchange))
-        stopped = status_of(relay.port, created["status_url"])
+        stopped = ended(relay, created["status_url"])
         assert (stopped["state"], stopped["ending"]["reason"]) == ("cancelled", "requested")
     assert min(delays) < PROMPT, delays
 
@@ -139,10 +153,10 @@ def test_stopping_is_the_same_twice_or_at_once_or_by_another(relay: Service, ups
     for thread in threads:
         thread.join()
     assert statuses == [204] * 8
-    ending = status_of(relay.port, created["status_url"])["ending"]
+    ending = ended(relay, created["status_url"])["ending"]
     assert ending["reason"] == "requested"
     stop(relay.port, created["status_url"])
-    assert status_of(relay.port, created["status_url"])["ending"] == ending
+    assert ended(relay, created["status_url"])["ending"] == ending
 
 
 def test_a_run_that_was_over_stays_what_it_was(relay: Service, upstream: Upstream) -> None:
@@ -150,9 +164,9 @@ def test_a_run_that_was_over_stays_what_it_was(relay: Service, upstream: Upstrea
     created = create(relay.port, message="Hi")
     with get(relay.port, created["events_url"]) as client:
         client.until("done")
-    before = status_of(relay.port, created["status_url"])
+    before = ended(relay, created["status_url"])
     stop(relay.port, created["status_url"])
-    after = status_of(relay.port, created["status_url"])
+    after = ended(relay, created["status_url"])
     assert after["state"] == "done"
     assert {**after, "viewers": 0} == {**before, "viewers": 0}
     assert upstream.request().wait().ended == "completed"
@@ -166,7 +180,7 @@ def test_who_asks_for_a_stop_and_leaves_at_once_has_asked(relay: Service, upstre
     delete(relay.port, created["status_url"]).hang_up(reset=True)
     assert exchange.wait().ended == "aborted"
     eventually(lambda: status_of(relay.port, created["status_url"])["state"] == "cancelled")
-    assert status_of(relay.port, created["status_url"])["ending"]["reason"] == "requested"
+    assert ended(relay, created["status_url"])["ending"]["reason"] == "requested"
 
 
 def test_a_refused_stop_stops_nothing(relay: Service, upstream: Upstream) -> None:

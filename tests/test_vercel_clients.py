@@ -25,7 +25,7 @@ from .recorded import chat, chat_end, chat_usage
 from .served_graphs import answer
 from .upstream import END, HOLD, PAUSE, Head, Upstream
 
-pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs"]
+pytest_plugins = ["tests.upstream", "tests.proxy", "tests.served_graphs", "tests.replicas"]
 
 VERSIONS = ["ai", "ai5", "ai6"]
 each_version = pytest.mark.parametrize("version", VERSIONS)
@@ -177,6 +177,7 @@ tell("One");
 """
 
 
+@pytest.mark.replicated
 @each_version
 def test_the_upstream_sees_a_chats_stop(relay: Service, upstream: Upstream, version: str) -> None:
     upstream.play(Head(), chat({"content": "One"}), HOLD)
@@ -187,6 +188,7 @@ def test_the_upstream_sees_a_chats_stop(relay: Service, upstream: Upstream, vers
     assert upstream.request().wait().ended == "aborted"
 
 
+@pytest.mark.replicated
 def test_a_chat_is_stopped_by_its_id_although_it_would_linger(relay: Service, upstream: Upstream) -> None:
     upstream.play(Head(), chat({"content": "One"}), HOLD)
     stop = "await fetch(`${url}ui/chat/one/stream`, { method: 'DELETE' }).then(({ status }) => tell(status));"
@@ -219,6 +221,7 @@ await again.resumeStream(); tell(again.status, again.messages.length);
 """
 
 
+@pytest.mark.replicated
 @pytest.mark.parametrize(("version", "how"), [("ai", "FIN"), ("ai5", "RST"), ("ai6", "FIN")])
 def test_a_page_that_is_opened_again_goes_on_with_the_answer(
     proxy: Proxy, upstream: Upstream, version: str, how: How
@@ -242,6 +245,7 @@ def test_a_page_that_is_opened_again_goes_on_with_the_answer(
     assert proxy.records == ["POST /ui/chat", *["GET /ui/chat/one/stream"] * 2]
 
 
+@pytest.mark.replicated
 def test_a_chat_that_was_cut_off_goes_on_in_its_place(proxy: Proxy, upstream: Upstream) -> None:
     count(upstream)
     script = BEGIN + "await sending; tell(chat.status); const again = chat, resuming = chat.resumeStream();" + WORDS
@@ -278,6 +282,7 @@ NUMBERS = " ".join(["One", *map(str, range(300))])
 CHUNKS = 301 + len(["start", "start-step", "text-start", "text-end", "finish-step", "message-metadata", "finish"])
 
 
+@pytest.mark.replicated
 @each_way
 def test_a_workflows_transport_loses_nothing_by_any_cut(proxy: Proxy, how: How) -> None:
     proxy.do("POST /ui/chat", Cut(3000, how))

@@ -20,7 +20,8 @@ from .sockets import STOP, WAYS, HandSocket, How, RawSocket, talk
 from .test_websocket_turns import BUSY, contents, listening, names, playing
 from .upstream import END, HOLD, PAUSE, Head, Repeat, Upstream
 
-pytest_plugins = ["tests.upstream", "tests.served_graphs"]
+pytest_plugins = ["tests.upstream", "tests.served_graphs", "tests.replicas"]
+pytestmark = pytest.mark.replicated
 
 # Of two kinds in turn, so that they are several events to who comes late, too.
 TOLD = [("reasoning", "Hm."), ("token", "One"), ("reasoning", " So."), ("token", " two")]
@@ -116,6 +117,7 @@ def test_every_event_is_a_place_to_go_on_from(relay: Service, upstream: Upstream
     assert upstream.exchanges.empty()
 
 
+@pytest.mark.one_process("viewers are counted where they are")
 def test_a_run_that_was_posted_is_followed_from_its_beginning(relay: Service, upstream: Upstream) -> None:
     play_turn(upstream, 3)
     created = create(relay.port, message="Hi")
@@ -206,6 +208,7 @@ def test_a_run_that_is_stopped_elsewhere_ends_the_resumed_turn(relay: Service, u
         assert (ending.name, ending.data["reason"]) == ("cancelled", "requested")
 
 
+@pytest.mark.one_process("a graph's thread is remembered where it was")
 def test_an_interrupt_that_was_lost_is_told_and_answered_on_a_new_socket(graphs: Service) -> None:
     query = "model=langgraph/asking&thread_id=lost"
     with talk(graphs.port, f"{query}&linger=20") as socket:
@@ -337,6 +340,7 @@ def test_a_client_sees_why_it_was_refused(service: Service, seen: str, status: i
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
 
 
+@pytest.mark.one_process("what a mirror does not have yet is waited for")
 def test_a_refused_id_leaves_the_run_alone(relay: Service, upstream: Upstream) -> None:
     play_turn(upstream, 3)
     created = create(relay.port, message="Hi")

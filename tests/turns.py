@@ -154,7 +154,7 @@ class _Side(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
         transport.pause_reading()
-        transport.set_write_buffer_limits(0)
+        transport.set_write_buffer_limits(1)  # by 0 TLS would stand still from the start
         self._came(self)
 
     def hold(self) -> None:
