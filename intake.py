@@ -71,8 +71,9 @@ class Intake:
         if not is_signed(query):
             return await self.runs.find(run_id, self.caller(request).owner)
         check_origin(request.headers, self.settings.allowed_origins)
-        self.links.check(run_id, query)  # before anything is looked for
-        return await self.runs.find(run_id, None)
+        run = await self.runs.find(run_id, None)  # first: after a restart both are gone
+        self.links.check(run_id, query)
+        return run
 
     async def posted(
         self,

@@ -66,7 +66,9 @@ class Claims:
             before = [("SET", key, claimed, "PX", longest, "NX"), ("PEXPIRE", key, longest)]
             behind_end = [("PEXPIRE", key, kept)]
         if run.name:
-            before.append(("SET", _hashed("name", run.owner, run.name), run.id, "PX", longest))
+            name = _hashed("name", run.owner, run.name)
+            newest = ("ZADD", name, str(run.created), run.id), ("ZREMRANGEBYRANK", name, 0, -2)  # whenever it is sent
+            before += [*newest, ("PEXPIRE", name, longest)]
         return before, behind_end
 
     async def holder(self, owner: str, key: str) -> str | None:
@@ -79,12 +81,12 @@ class Claims:
     async def newest(self, owner: str, name: str) -> str | None:
         """Return the id of the newest run of a name. Raises ServiceError unavailable."""
         try:
-            holds = await self._get(_hashed("name", owner, name))
+            (holds,) = await self._link.call(("ZREVRANGE", _hashed("name", owner, name), 0, 0))
         except Down:
             raise unavailable() from None
         if isinstance(holds, Refused):
             raise unavailable()
-        return holds.decode(errors="replace") if holds else None
+        return holds[0].decode(errors="replace") if holds else None
 
     async def _get(self, key: str) -> bytes | Refused | None:
         (value,) = await self._link.call(("GET", key))

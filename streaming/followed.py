@@ -100,10 +100,11 @@ class Followed(ABC):
             self.viewers -= 1
             self._left()
 
-    def hand_over(self) -> None:
-        """Send viewers to another replica, once they have what is ready: those who can be, each by its own wire."""
-        self.hands_over = True
-        self.log.wake()
+    def hand_over(self, hands_over: bool = True) -> None:
+        """Send viewers to another replica, once they have what is ready, each by its own wire; or no longer."""
+        if hands_over != self.hands_over:
+            self.hands_over = hands_over
+            self.log.wake()
 
     @abstractmethod
     def _came(self) -> None:

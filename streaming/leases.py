@@ -41,7 +41,7 @@ class Leases:
         self._epoch = 0
         self._up_since: float | None = None
         self._down_since = time.monotonic()
-        self.is_full = False  # it answers, but takes nothing
+        self._full_since: float | None = None
         self.why_down = "not connected yet"
 
     @property
@@ -53,6 +53,16 @@ class Leases:
     def is_blind(self) -> bool:
         """Whether there may be runs that are not found in Redis: it is full, or it was away a moment ago."""
         return self.is_full or self._up_since is None or time.monotonic() < self._up_since + SETTLE
+
+    @property
+    def is_full(self) -> bool:
+        """Whether Redis answers, but takes nothing."""
+        return self._full_since is not None
+
+    @property
+    def seconds_away(self) -> float:
+        """For how long it has not answered, or taken nothing; 0 where all is well."""
+        return self.seconds_down or (0.0 if self._full_since is None else time.monotonic() - self._full_since)
 
     @property
     def seconds_down(self) -> float:
@@ -80,8 +90,9 @@ class Leases:
         )
         if isinstance(renewed, Refused):
             await self._renew_otherwise(renewed, milliseconds)
-        else:
-            self.is_full = False
+        elif self._full_since is not None:
+            self._full_since = None
+            logger.info("redis takes again what it is sent")
         if not self.is_up or self._epoch != self._link.epoch or was_held == 0:
             await self._up()
             return
@@ -95,7 +106,9 @@ class Leases:
         """Renew our lease in a Redis that is full: it takes nothing, but what takes no room. Raises Down."""
         if refused.code != "OOM":
             raise Down(str(refused))
-        self.is_full = True
+        if self._full_since is None:
+            self._full_since = time.monotonic()
+            logger.warning("redis is full: runs go on, but other replicas do not hear of it")
         await self._link.call(("PEXPIRE", _lease(self._replica), milliseconds))
 
     async def _up(self) -> None:

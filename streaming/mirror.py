@@ -143,8 +143,8 @@ class Mirror(Followed):
                     await self.log.wait(len(self.log))
 
     def touch(self) -> None:
-        """Be of use, though nobody follows it yet."""
-        if self.idle_since is not None:
+        """Be of use, though nobody follows it yet. One that is over is found anew, for as long as it is kept."""
+        if self.idle_since is not None and not self.log.closed:
             self.idle_since = time.monotonic()
 
     def _came(self) -> None:

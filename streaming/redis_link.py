@@ -88,6 +88,8 @@ class Link:
                 waiting, self._waiting = self._waiting, []
                 try:
                     async with asyncio.timeout(max(one.within for one in waiting)):
+                        if self._has_broken:
+                            self._drop()
                         if self._connection is None:
                             await self._connect()
                         going = [one for one in waiting if one.epoch in (None, self.epoch) and not one.done.done()]
@@ -137,6 +139,12 @@ class Link:
         if len(replies) > number:
             raise ProtocolError("more replies than commands")
         return replies
+
+    @property
+    def _has_broken(self) -> bool:
+        """Whether the connection was closed while nothing was asked."""
+        reader = self._connection and self._connection._reader
+        return bool(reader and (reader.at_eof() or reader.exception()))
 
     def _drop(self) -> None:
         """Close the connection at once: what is still to come on it is no answer to what is asked next."""

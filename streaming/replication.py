@@ -63,7 +63,7 @@ class Replication:
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_looked = asyncio.Event()
         self.lost = 0  # runs that were given up for lost here
-        self.is_draining = False
+        self.has_handed_over = False
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -77,14 +77,14 @@ class Replication:
 
     async def close(self) -> None:
         """Let Redis have the ends of all runs, if it can have them soon."""
+        for task in self._tasks:  # before the lease is given up, which would be renewed
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         with suppress(TimeoutError, Down):
             async with asyncio.timeout(FLUSH if self.is_up else 0):
                 await self.publisher.flush()
                 await self.leases.give_up()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
         await asyncio.gather(self.publisher.close(), self.mirrors.close())
         await asyncio.gather(*(link.close() for link in self._links))
 
@@ -146,15 +146,21 @@ class Replication:
         finally:
             self._has_looked.set()
         self.mirrors.drop_idle(time.monotonic())
-        if self.leases.seconds_down > HAND_OVER:
-            for mirror in [mirror for mirror in self.mirrors.all if not mirror.hands_over]:
-                mirror.hand_over()
+        self._send_away()
         if self.leases.seconds_down > GIVE_UP:
             for mirror in [mirror for mirror in self.mirrors.all if not mirror.log.closed]:
                 mirror.take(mirror.lost())
                 self.mirrors.drop(mirror)  # who comes anew may find that it goes on
         self.wishes.tell_again(self.mirrors.all)
         await asyncio.sleep(BEAT)
+
+    def _send_away(self) -> None:
+        """See to it that viewers are sent to other replicas where those serve them better, and nowhere else."""
+        self.mirrors.hands_over = self.has_handed_over or self.leases.seconds_away > HAND_OVER
+        for mirror in self.mirrors.all:
+            mirror.hand_over(self.mirrors.hands_over)
+        for run in self.publisher.runs if self.has_handed_over else ():
+            run.hand_over(not self.leases.seconds_away)
 
     def _others(self) -> Iterable[str]:
         """Return the replicas with whom we share a run."""
@@ -168,9 +174,6 @@ class Replication:
             self.on_secret(secret)
         self.publisher.look_again()
         self.wishes.tell_again(self.mirrors.all, all_of_it=True)
-        self.mirrors.hands_over = self.is_draining
-        for mirror in self.mirrors.all:
-            mirror.hands_over = self.is_draining
 
     async def _lapsed(self, replica: str) -> None:
         """End the runs of a replica that has died, and do without its viewers. Raises Down."""
@@ -178,9 +181,9 @@ class Replication:
         for mirror in [one for one in self.mirrors.all if one.replica == replica and not one.log.closed]:
             logger.warning("run %s: the replica that made it has died", mirror.id)
             self.lost += 1
-            key, lost = run_key(mirror.id), encode_batch(mirror.lost())
-            ended = ("XADD", key, "NOMKSTREAM", f"{FENCE}-0", *lost), ("PEXPIRE", key, self.publisher.kept)
-            reply, _ = await self._link.call(*ended)
+            # It stays as long as its owner may still come back with it: it would begin anew where there is no fence.
+            lost = "XADD", run_key(mirror.id), "NOMKSTREAM", f"{FENCE}-0", *encode_batch(mirror.lost())
+            (reply,) = await self._link.call(lost)
             if not isinstance(reply, bytes) and "equal or smaller" not in str(reply):
                 mirror.take(mirror.lost())  # there is nothing to be read any more, or no room
 
@@ -191,7 +194,6 @@ class Replication:
 
         Who cannot be sent may stay.
         """
-        self.is_draining = True
         if not self.is_up or self.leases.is_full:
             return
         try:
@@ -201,12 +203,10 @@ class Replication:
         except (TimeoutError, Down):
             logger.warning("redis lacks what was said: viewers stay")
             return
-        self.mirrors.hands_over = True
+        self.has_handed_over = True
         for run in self.publisher.runs:
             run.linger_for(HAND_OVER_LINGER)
-            run.hand_over()
-        for mirror in self.mirrors.all:
-            mirror.hand_over()
+        self._send_away()
 
     async def wait(self) -> None:
         """Return when nobody follows a mirror."""

@@ -632,6 +632,56 @@ def test_who_asks_again_elsewhere_under_a_key_starts_the_linger_clock_anew(redis
     shares(redis, test)
 
 
+def test_an_owner_is_told_once_and_not_with_every_beat(redis: Redis) -> None:
+    async def test(a: Replica, b: Replica) -> None:
+        made = await a.begin()
+        mirror = await b.find(made)
+        with mirror.viewing():
+            await until(lambda: made.viewers == 1)
+            told = redis.ask("XLEN", inbox_of(a))
+            loop = asyncio.get_running_loop()
+            then = loop.time() + 6 * BEAT
+            await until(lambda: loop.time() > then)
+            assert redis.ask("XLEN", inbox_of(a)) == told
+
+    shares(redis, test)
+
+
+def inbox_of(replica: Replica) -> str:
+    return f"sidestream:to:{replica.id}"
+
+
+def test_a_run_that_has_as_many_viewers_as_it_may_have_hears_what_others_want(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(a: Replica, b: Replica) -> None:
+        made = await a.begin(max_viewers=1)
+        mirror = await b.find(made)
+        with made.viewing(), mirror.viewing():
+            mirror.linger_for(5000.0)
+            await until(lambda: made.limits.linger == 5000.0)
+            assert made.viewers == 1
+            mirror.end("requested")
+            await mirror.wait()
+
+    shares(redis, test)
+    assert "internal error" not in caplog.text
+
+
+def test_a_lease_that_is_gone_for_a_moment_is_no_death(redis: Redis) -> None:
+    async def test(a: Replica, b: Replica) -> None:
+        made = await a.begin()
+        mirror = await b.find(made)
+        for _ in range(10):
+            redis.ask("DEL", f"sidestream:replica:{a.id}")
+            await until(lambda: redis.ask("EXISTS", f"sidestream:replica:{a.id}"))
+        made.log.append(words(3))
+        await same(mirror, made)
+        assert b.replication.lost == 0
+
+    shares(redis, test)
+
+
 def test_the_viewers_of_a_replica_that_has_gone_are_gone(redis: Redis) -> None:
     async def test(a: Replica, b: Replica) -> None:
         made = await a.begin()
@@ -733,8 +783,11 @@ def test_a_key_whose_run_is_refused_is_free_again(redis: Redis) -> None:
         assert isinstance(made, Run)
         with pytest.raises(ServiceError, match="shutting down"):
             a.runs.begin(made)
+        again = await a.create(key="k", asked=b"2")  # at once, by the same replica: with another body
+        assert isinstance(again, Run)
+        a.replication.release(again)
         await until(lambda: not redis.ask("KEYS", "sidestream:key:*"))
-        assert isinstance(await b.create(key="k", asked=b"2"), Run)
+        assert isinstance(await b.create(key="k", asked=b"3"), Run)
 
     shares(redis, test)
 
@@ -880,6 +933,19 @@ def test_a_wrong_password_is_told_and_no_secret_with_it(caplog: pytest.LogCaptur
     assert "hunter" not in caplog.text
 
 
+def test_a_redis_that_refuses_is_as_good_as_none_and_its_word_is_told(redis: Redis) -> None:
+    redis.ask("ACL", "SETUSER", "ann", "on", ">hunter2", "+@all", "-set", "~*")
+
+    async def main() -> None:
+        one = Replica(f"redis://ann:hunter2@127.0.0.1:{redis.port}")
+        one.replication.start()
+        await until(lambda: "NOPERM" in one.replication.reach().why)
+        assert one.replication.reach().redis == "down"
+        await one.close()
+
+    run(main())
+
+
 def test_what_redis_has_lost_is_found_there_again_though_nobody_says_a_word(redis: Redis) -> None:
     async def test(a: Replica, b: Replica) -> None:
         made, ended = await a.begin(key="k", asked=b"1", name="chat"), await a.begin()
@@ -917,12 +983,13 @@ def test_the_end_of_a_replica_ends_its_runs_for_all_who_follow_them(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However soon before that it was said."""
-    monkeypatch.setattr(publisher, "SHORTEST", 0.2)
-    monkeypatch.setattr(publisher, "LONGEST", 0.2)
+    monkeypatch.setattr(publisher, "SHORTEST", 0.5)
+    monkeypatch.setattr(publisher, "LONGEST", 0.5)
 
     async def test(b: Replica) -> None:
         async with replicas(redis.url, 1) as (a,):
             made = await a.begin()
+            await a.replication.publisher.flush()
             mirror = await b.find(made)
         assert made.terminal == Cancelled(reason="draining", usage=made.answer.usage)
         await same(mirror, made)
@@ -980,6 +1047,7 @@ def test_those_who_follow_a_mirror_are_let_go_when_their_replica_ends(redis: Red
             assert isinstance(mirror.terminal, Cancelled)
             assert (mirror.terminal.reason, made.log.closed) == ("draining", False)
         await waiting
+        assert not (await b.find(made)).log.closed  # as it is
 
     shares(redis, test)
 

@@ -28,6 +28,7 @@ ENVIRON = {"SIDESTREAM_MODEL": "scripted/hello", "SIDESTREAM_RETRY_MS": "300", "
 COUNTS = paced(125, 0.04)
 ALL = COUNTS["provider_options"]["script"][0]["say"]
 Viewer = TypeVar("Viewer")
+SOON = 3.0  # on a machine that has other things to do, seconds
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def an_owner_goes() -> None:
         went = go(a)
         for follower in (moves, source):
             follower.until(lambda follower: len(follower.statuses) == 2)
-            assert follower.drained[0] - went < 1
+            assert follower.drained[0] - went < SOON
         told = [json.loads(line) for line in lines.read().splitlines() if line]
         assert told[-1]["event"] == "draining"
         assert 0 < told[-1]["data"]["retry_ms"] <= 300
@@ -108,7 +109,7 @@ def an_owner_goes() -> None:
             check(follower.rest(), "done", text=text)
             assert follower.statuses == statuses
             assert len(follower.drained) == len(statuses) - 1
-        assert max(follower.longest_pause for follower in (moves, there)) < 1.5
+        assert max(follower.longest_pause for follower in (moves, there)) < SOON
         gone(a)
         assert status_of(b.port, counts["status_url"])["state"] == "done"
         check(enter(Follower([b.port], url)).rest(), "done", text=ALL)
@@ -138,10 +139,10 @@ def a_replica_goes_where_others_runs_are_followed() -> None:
 
         went = max(go(b), go(hurries))
         moves.until(lambda follower: len(follower.statuses) == 2)
-        assert moves.drained[0] - went < 1
+        assert moves.drained[0] - went < SOON
         check(cut.rest(), "cancelled")
         assert cut.endings[0].event.data["reason"] == "draining"
-        assert 0.9 < cut.endings[0].at - went < 3
+        assert 0.9 < cut.endings[0].at - went < 1 + SOON
         gone(hurries)
         assert b.process.poll() is None
         for follower, statuses in ((owner, [200]), (moves, [200, 200]), (posts, [200])):
@@ -171,7 +172,7 @@ def an_owner_goes_while_redis_is_away() -> None:
             for follower, service in ((one, stands_still), (other, dies)):
                 check(follower.rest(), "done", text=ALL)
                 assert (follower.statuses, follower.drained) == ([200], [])
-                assert follower.longest_pause < 1
+                assert follower.longest_pause < SOON
                 gone(service)
 
 
@@ -191,7 +192,7 @@ def an_owner_is_told_twice() -> None:
             for follower in (moves, there):
                 check(follower.rest(), "cancelled")
                 assert follower.endings[0].event.data["reason"] == "draining"
-                assert follower.endings[0].at - went < 2
+                assert follower.endings[0].at - went < SOON
             assert moves.endings[0].block == there.endings[0].block
             gone(a)
 

@@ -29,6 +29,7 @@ COUNTS = paced(1500, 0.04)  # for longer than any scene
 KEY = {"Idempotency-Key": "a"}
 LOST = 8.0  # how long it takes at most until a run is given up, seconds
 LAPSES = 3.0  # and at least: as long as a lease holds
+UNNOTICED = 1.5  # how long a stream may rest that rests 40 ms, on a machine that has other things to do, seconds
 
 
 @contextmanager
@@ -146,7 +147,7 @@ def a_replica_is_cut_off_from_redis() -> None:
         assert LAPSES <= lost(there).at - held < LOST
         assert lost(follow(its, c).rest()).block == lost(there).block
         goes.until(lambda follower: len(follower.statuses) == 2)
-        assert 5 < goes.drained[0] - held < 12
+        assert 4.5 < goes.drained[0] - held < 15
         goes.has(10)
         lost(cannot_go.rest())
         check(cannot_go, "error")
@@ -172,7 +173,7 @@ def a_replica_is_cut_off_from_redis() -> None:
             check(follower.rest(), "cancelled")
         for follower in (owner, others_owner, elsewhere):
             assert (follower.statuses, follower.drained) == ([200], [])
-            assert follower.longest_pause < 1
+            assert follower.longest_pause < UNNOTICED
         assert goes.text == comes_back.text == others_owner.text
         assert others_owner.text.startswith(cannot_go.text)
         assert reach(a)["lost_runs"] == 1

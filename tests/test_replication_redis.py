@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .client import delete, get
+from .client import delete, get, post
 from .conftest import Service, eventually
 from .followers import Follower, check, paced, play
 from .redis_server import Redis
@@ -26,6 +26,9 @@ KEY, OTHER = {"Idempotency-Key": "a"}, {"Idempotency-Key": "b"}
 COUNTS = paced(1500, 0.04)  # for longer than any scene
 ECHO = {"message": "Hello", "model": "scripted/echo"}
 STALLS = {"message": "Hi", "model": "scripted/stall"}  # after a few words
+MESSAGES = [{"id": "u", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}]
+CHAT = {"id": "chat", "messages": MESSAGES, "model": "scripted/stall"}
+UNNOTICED = 1.5  # how long a stream may rest that rests 40 ms, on a machine that has other things to do, seconds
 
 
 @contextmanager
@@ -63,6 +66,10 @@ def whole(port: int, run: dict[str, Any]) -> str:
         return follower.rest().text
 
 
+def says(body: bytes) -> bool:
+    return b"These" in body
+
+
 def unreachable(port: int, run: dict[str, Any]) -> None:
     """Assert that who asks for a run is to come again: a stream by `draining`, all else by a status."""
     with Follower([port], run["events_url"], come_back=False) as turned_away:
@@ -79,7 +86,7 @@ def end(port: int, run: dict[str, Any], owner: Follower, *others: Follower) -> N
         check(follower.rest(), "cancelled")
         assert follower.text == owner.text
     assert (owner.statuses, owner.drained, owner.cuts) == ([200], [], [])
-    assert owner.longest_pause < 1
+    assert owner.longest_pause < UNNOTICED
 
 
 def dies(*, keeps: bool) -> None:
@@ -92,6 +99,7 @@ def dies(*, keeps: bool) -> None:
         # The other has such runs alone as say nothing by then.
         echo, stalls = create(b.port, OTHER, **ECHO), create(b.port, **STALLS)
         assert whole(b.port, echo) == "Hello"
+        stack.enter_context(post(b.port, "/ui/chat", **CHAT)).read_on(says)
         owner, there = follow(counts, a), follow(counts, b)
         for follower in (owner, there):
             follower.has(10)
@@ -103,11 +111,12 @@ def dies(*, keeps: bool) -> None:
         found_again(redis)
         are_well(a, b)
         assert (there.statuses, there.drained) == ([200], []), "it was soon back"
-        # All that was there is there again: what is over, what says nothing now, keys, and what signs URLs.
+        # All that was there is there again: what is over, what says nothing now, keys, names, and what signs URLs.
         eventually(lambda: redis.ask("EXISTS", *(f"sidestream:run:{run['id']}" for run in (echo, stalls))) == 2)
         assert whole(a.port, echo) == "Hello"
         assert not begun_anew(a.port, OTHER, echo, ECHO)
         assert not begun_anew(b.port, KEY, counts, COUNTS)
+        stack.enter_context(get(a.port, "/ui/chat/chat/stream")).read_on(says)
         quiet, late = follow(stalls, a), follow(counts, b)
         quiet.until(lambda follower: follower.said)
         late.has(10)
@@ -116,7 +125,7 @@ def dies(*, keeps: bool) -> None:
         died = time.monotonic()
         for follower in (late, there):
             follower.until(lambda follower: follower.drained)
-            assert 5 < follower.drained[0] - died < 8
+            assert 4.5 < follower.drained[0] - died < 10
         unreachable(b.port, unseen)
         assert begun_anew(b.port, {"Idempotency-Key": "c"}, echo, ECHO), "it works by itself meanwhile"
         wanders = follow(counts, b, a)
@@ -193,7 +202,7 @@ def a_redis_is_full_for_a_while() -> None:
                     follower.has(10)
                 are_well(a, b)
                 end(b.port, begun, its, comes_again)
-            assert (there.statuses, there.drained) == ([200], [])
+            assert 4.5 < there.drained[0] - full < 8, "its owner would have it"
             end(b.port, counts, owner, there)
 
 
@@ -211,7 +220,7 @@ def a_large_run_fills_redis() -> None:
             Follower([a.port], counts["events_url"]) as counting,
         ):
             check(owner.rest(), "done", text=words)
-            assert owner.longest_pause < 1
+            assert owner.longest_pause < UNNOTICED
             told = reach(a)
             assert (told["redis"], told["why"]) == ("full", "OOM")
             redis.ask("CONFIG", "SET", "maxmemory", 0)
