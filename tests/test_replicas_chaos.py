@@ -373,8 +373,8 @@ def test_a_replica_that_goes_takes_no_socket_that_was_lost_elsewhere(start_repli
     with post(other.port, message="Hi", model="scripted/silent") as staying:
         staying_run = staying.until("start").data["run"]
         other.process.terminate()
-        last = eventually(lambda: status_of(owner.port, created["status_url"])["last_event_id"])
-        eventually(lambda: sent_away(other.port, created["events_url"], last))
+        eventually(lambda: status_of(owner.port, created["status_url"])["tokens"] == 8)
+        eventually(lambda: sent_away(other.port, created["events_url"], f"{created['id']}-9"))
         resumed = f"/ws/chat?resume={created['id']}-0"
         with Client(other.port, "GET", resumed, headers=UPGRADE) as line:
             assert (line.head()[0], json.loads(line.read())["code"]) == (503, "unavailable")
