@@ -8,6 +8,7 @@ two answers than none.
 import asyncio
 import hashlib
 from contextlib import suppress
+from functools import partial
 
 from .mirror import unavailable
 from .redis_link import Command, Down, Link, Refused
@@ -50,7 +51,11 @@ class Claims:
             key = _hashed("key", run.owner, run.key)
             release = asyncio.get_running_loop().create_task(self._release(key, claimed.encode()), name="release")
             self._releases[key] = release
-            release.add_done_callback(lambda done: self._releases.pop(key, None))
+            release.add_done_callback(partial(self._released, key))
+
+    def _released(self, key: str, release: "asyncio.Task[None]") -> None:
+        if self._releases.get(key) is release:
+            del self._releases[key]
 
     async def _release(self, key: str, claimed: bytes) -> None:
         with suppress(Down):

@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .events import KINDS, Event, Usage
+from .events import KINDS, Error, Event, Usage
 from .limits import Limits
 
 HEAD = "0-1"
 FENCE = 2**62
+LOST = "The replica that made this run has died, or cannot be reached."
 Entry = Sequence[Any]  # an entry's id and its fields, as Redis tells it
 
 
@@ -59,6 +60,11 @@ class Batch(Struct, frozen=True):
     after: int
     entries: Sequence[Event | str]
     told: Standing | None = None
+
+
+def lost(after: int, usage: Usage) -> Batch:
+    """Return how a run ends whose owner ends it no more."""
+    return Batch(after, [Error(error=LOST, code="run_lost", retryable=True, usage=usage)])
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode

@@ -13,14 +13,13 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from .answer import estimated
-from .entries import FENCE, Batch, Head, Standing
+from .entries import FENCE, Batch, Head, Standing, lost
 from .errors import ServiceError
-from .events import Error, Queued, Terminal, Usage
+from .events import Queued, Terminal, Usage
 from .followed import CancelReason, Followed
 
 # How long who waits for another replica's run waits at most, seconds: by then it has ended, or is given up for lost.
 PATIENCE = 12.0
-LOST = "The replica that made this run has died, or cannot be reached."
 
 
 def unavailable() -> ServiceError:
@@ -74,8 +73,7 @@ class Mirror(Followed):
 
     def lost(self) -> Batch:
         """Return how the run ends where its owner ends it no more."""
-        error = Error(error=LOST, code="run_lost", retryable=True, usage=self.answer.usage)
-        return Batch(len(self.log), [error])
+        return lost(len(self.log), self.answer.usage)
 
     @property
     def answer(self) -> Standing:

@@ -130,10 +130,9 @@ class Mirrors:
         if head is None or head.id != run_id:
             return None
         mirror = Mirror(head, self._tell)
-        if self.hands_over:
-            mirror.hand_over()
         if not _take(mirror, entries[1:]) or not await self._catch_up(mirror, key):
             return None
+        mirror.hand_over(self.hands_over)
         self._mirrors[run_id] = mirror
         self.found += 1
         if not mirror.log.closed:

@@ -10,10 +10,12 @@ A run whose stream is fenced (entries.py) was given up for lost by the others: i
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .entries import FENCE, HEAD, Batch, Head, Standing, encode, encode_batch, seq_of
+from .entries import FENCE, HEAD, Batch, Head, Standing, encode, encode_batch, lost, seq_of
+from .events import Usage
 from .forever import forever
 from .redis_link import Command, Down, Link, Refused
 from .run import Run
@@ -24,6 +26,7 @@ RETRY = 0.5  # rest while Redis is away or takes nothing, seconds
 ENTRY = 2**18  # most of one entry, and of all that is sent at once, bytes as a log counts them
 PIECE = 2**22
 SLACK = 60.0  # how much longer a run is kept in Redis than it may take, seconds: until it is over, and that is told
+UNSENT = 10_000
 LEAST = 10.0  # what its followers elsewhere have at least to read its end, seconds
 logger = logging.getLogger("sidestream")
 
@@ -93,6 +96,8 @@ class Publisher:
         self._keep = keep
         self._on_fenced = on_fenced
         self._epoch: int | None = None  # of the connection by which was looked up what stands in Redis
+        self._is_away = False
+        self._unsent: deque[str] = deque(maxlen=UNSENT)  # runs whose end was forgotten before Redis could have it
         self._copies: dict[str, Copy] = {}
         self._behind: dict[Copy, None] = {}
         self._wake: asyncio.Future[None] | None = None
@@ -141,8 +146,10 @@ class Publisher:
         """Let go of a run that is over, once it is sent; at once where Redis is away."""
         if copy := self._copies.get(run.id):
             copy.is_forgotten = True
-            if copy not in self._behind or self._epoch is None:
+            if copy not in self._behind:
                 self._drop(copy)
+            elif self._is_away:
+                self._give_up(copy)
 
     async def flush(self) -> None:
         """Return once Redis has what had been said by now."""
@@ -156,6 +163,12 @@ class Publisher:
         self._epoch = None
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def _give_up(self, copy: Copy) -> None:
+        """Let go of a run that is over, but not sent: who follows it elsewhere is to hear at least that it is lost."""
+        if copy.is_there:
+            self._unsent.append(copy.key)
+        self._drop(copy)
 
     def _drop(self, copy: Copy) -> None:
         copy.run.log.on_append = None
@@ -180,9 +193,9 @@ class Publisher:
                 await self._look_up()
             has_moved = bool(self._behind) and await self._send()
         except Down:
-            self._epoch = None
+            self._epoch, self._is_away = None, True
             for copy in [copy for copy in self._behind if copy.is_forgotten]:
-                self._drop(copy)
+                self._give_up(copy)
             has_moved = False
         self._flushed.set()
         rest = min(max(REST * (loop.time() - began), SHORTEST), LONGEST)
@@ -196,7 +209,11 @@ class Publisher:
         copies = list(self._copies.values())
         for first in range(0, len(copies), 100):
             await self._check(copies[first : first + 100], epoch)
-        self._epoch = epoch
+        for key in [*self._unsent]:
+            fence: Command = ("XADD", key, f"{FENCE}-0", *encode_batch(lost(0, Usage())))
+            await self._link.call(fence, ("PEXPIRE", key, self.kept), epoch=epoch)
+            self._unsent.popleft()
+        self._epoch, self._is_away = epoch, False
 
     async def _check(self, copies: Sequence[Copy], epoch: int | None) -> None:
         commands: list[Command] = [("XREVRANGE", copy.key, "+", "-", "COUNT", 1) for copy in copies]

@@ -79,10 +79,13 @@ class Wishes:
                     self._told[mirror] = wish
 
     def tell_again(self, mirrors: Iterable[Mirror], *, all_of_it: bool = False) -> None:
-        """Tell what did not get through of what is wanted of these, and of no others; or all of it."""
-        known = {} if all_of_it else self._told
-        self._told = {mirror: known[mirror] for mirror in mirrors if mirror in known}
-        for mirror in mirrors:
+        """Tell what did not get through of what is wanted of these; or all of it.
+
+        Of others it is to get through that they are followed no more.
+        """
+        kept, known = {*mirrors}, {} if all_of_it else self._told
+        self._told = {mirror: wish for mirror, wish in known.items() if wish.viewing or mirror in kept}
+        for mirror in kept | {*self._told}:
             self.changed(mirror)
 
     def hear(self, text: bytes) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from streaming.entries import FENCE, Batch, Head, Standing
+from streaming.entries import FENCE, LOST, Batch, Head, Standing
 from streaming.errors import ServiceError
 from streaming.events import Cancelled, Error, Event, Queued, Start, Token, Usage
 from streaming.limits import Limits
-from streaming.mirror import LOST, PATIENCE, Mirror
+from streaming.mirror import PATIENCE, Mirror
 from streaming.publisher import standing
 from wires.resource import status
 

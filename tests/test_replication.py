@@ -1102,6 +1102,43 @@ def test_whatever_goes_wrong_the_work_goes_on_and_its_words_are_not_logged(
     assert words_of not in caplog.text
 
 
+def test_a_run_that_is_over_and_forgotten_before_redis_is_back_is_lost_to_those_elsewhere() -> None:
+    """Its owner lives, and has nothing more to tell."""
+
+    async def test(a: Replica, b: Replica) -> None:
+        made = await a.begin()
+        mirror = await b.find(made)
+        with mirror.viewing():
+            await same(mirror, made)
+            own.kill()
+            await until(lambda: not a.replication.is_up)
+            await over(made)
+            await until(lambda: not a.replication.publisher.runs)
+            own.start()
+            await until(lambda: mirror.log.closed)
+            assert isinstance(mirror.terminal, Error)
+            assert mirror.terminal.code == "run_lost"
+
+    with Redis(keeps=True) as own:
+        shares(own, test, keep=0.0)
+
+
+def test_who_followed_a_mirror_that_was_dropped_and_leaves_has_left(redis: Redis) -> None:
+    async def test(a: Replica, b: Replica) -> None:
+        made = await a.begin()
+        mirror = await b.find(made)
+        await same(mirror, made)
+        with mirror.viewing():
+            await until(lambda: made.viewers == 1)
+            redis.ask("XADD", run_key(made.id), "400-0", "sensor", "17")
+            await until(lambda: mirror.log.closed)
+            calls = b.replication._link.calls
+            await until(lambda: b.replication._link.calls > calls + 10)  # and beats go on
+        await until(lambda: made.viewers == 0)
+
+    shares(redis, test)
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
