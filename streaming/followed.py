@@ -53,6 +53,7 @@ class Followed(ABC):
     # fmt: off
     __slots__ = (  # noqa: RUF023  # in the order of their use; a service keeps thousands of runs
         "id", "owner", "key", "name", "about", "created", "limits", "log", "terminal", "viewers", "hands_over",
+        "cut",
     )
     # fmt: on
 
@@ -77,6 +78,7 @@ class Followed(ABC):
         self.terminal: Terminal | None = None
         self.viewers = 0
         self.hands_over = False  # whether viewers are sent to another replica
+        self.cut: int | None = None  # the last event that is true elsewhere, too, where it was ended here alone
 
     @property
     def about_size(self) -> int:

@@ -204,10 +204,11 @@ class EventLog:
 class Cursor:
     """A viewer of a log: the position `after` which it goes on. One waits at a time; nothing is to be closed."""
 
-    __slots__ = ("_log", "_stopped", "_waiter", "after")
+    __slots__ = ("_log", "_stopped", "_waiter", "after", "upto")
 
     def __init__(self, log: EventLog, after: int = 0) -> None:
         self.after = after
+        self.upto: int | None = None  # the last event that it takes, where not all are its
         self._stopped = False
         self._log = log
         self._waiter: asyncio.Future[None] | None = None
@@ -260,7 +261,7 @@ class Cursor:
     @property
     def is_behind(self) -> bool:
         """Whether anything is ready."""
-        return self.after < len(self._log)
+        return self.after < (len(self._log) if self.upto is None else self.upto)
 
     @property
     def is_far_behind(self) -> bool:
@@ -285,7 +286,7 @@ class Cursor:
 
     def _end_of_turn(self) -> int:
         """Return where what can be taken at once ends: all that is ready, but what would hold up the others."""
-        log, end = self._log, len(self._log._entries)
+        log, end = self._log, len(self._log._entries) if self.upto is None else self.upto
         if self._stopped:
             return self.after
         if end - self.after > 1000 and end - self.after > (most := TURN * end // log.size):

@@ -216,5 +216,6 @@ class Replication:
     def end(self) -> None:
         """Let go of those who still follow a mirror: its run goes on, but not this replica."""
         for mirror in [*self.mirrors.all]:
+            mirror.cut = len(mirror.log)
             mirror.take(Batch(len(mirror.log), [Cancelled(reason="draining", usage=mirror.answer.usage)]))
             self.mirrors.drop(mirror)  # that it has ended is true of nobody who asks now

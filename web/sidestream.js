@@ -138,7 +138,8 @@ class Answer {
     });
   }
 
-  #take({ type: event, lastEventId: id, data: json }) {
+  #take({ type: event, lastEventId, data: json }) {
+    const id = lastEventId || this.#seen;    // who is sent away at once was told none by this EventSource
     const data = JSON.parse(json), told = { event, id, data }, { onEvent, onToken, onReset } = this.#options;
     this.#seen = id;
     this.#events.push(told);

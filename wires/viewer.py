@@ -162,9 +162,11 @@ class Viewer:
                     self._sending = False
                 if leaves:
                     break
-                if form.farewell and self._is_handed_over:
-                    piece, leaves = form.farewell(), True
-                    continue
+                if form.farewell and self._run.hands_over:
+                    cursor.upto = self._run.cut
+                    if self._is_handed_over:
+                        piece, leaves = form.farewell(), True
+                        continue
                 if (more := cursor.more()) is not None:
                     await more
                 elif cursor.is_far_behind:
