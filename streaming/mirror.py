@@ -139,6 +139,8 @@ class Mirror(Followed):
                     if self.hands_over:
                         raise unavailable()
                     await self.log.wait(len(self.log))
+        if self.cut is not None and seq > self.cut:
+            raise unavailable()
 
     def touch(self) -> None:
         """Be of use, though nobody follows it yet. One that is over is found anew, for as long as it is kept."""

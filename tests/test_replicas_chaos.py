@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -41,7 +41,7 @@ SETTINGS = {
     "SIDESTREAM_DRAIN_TIMEOUT": "20",  # longer than any run here takes
     "SIDESTREAM_MODEL": "scripted/custom",
 }
-RUNS, AT_ONCE = 30, 15
+RUNS, AT_ONCE = 16, 15
 MOST_CUTS = 20  # of a viewer
 EVERY = 0.008  # between two words, seconds
 # Of a replica that goes; of nginx, whose connection to it was just closed; of uvicorn, to a WebSocket while it stops.
@@ -411,6 +411,26 @@ def test_a_replica_whose_time_is_up_says_of_no_other_replicas_run_that_it_has_en
         slow.raw += b"".join(iter(lambda: slow.socket.recv(2**20), b""))
         names = [event.name for event in came(slow)]
         assert names == ["start", *["token"] * (len(names) - 2), "draining"]
+    stop(owner.port, created["status_url"])
+
+
+def test_nor_where_it_could_not_send_anybody_elsewhere_before(start_replicas: StartReplicas, redis: Redis) -> None:
+    """As it waits for Redis; and as for a moment, at each end of a replica, it does not know yet that it may."""
+    owner, other = start_replicas(redis=redis, SIDESTREAM_DRAIN_TIMEOUT="0").services
+    created = create(owner.port, message="Hi", model="scripted/stall")
+    eventually(lambda: status_of(owner.port, created["status_url"])["tokens"] == 8)
+    seen = [f"{created['id']}-{number}" for number in (0, 9, 10)]  # the last of them is still to come
+    with ExitStack() as stack:
+        first, second, ahead = [stack.enter_context(resume(other.port, created["events_url"], after)) for after in seen]
+        first.until("token")
+        assert second.head()[0] == 200
+        redis.pause()
+        other.process.terminate()
+        for client in (first, second, ahead):
+            client.read()
+            assert [event.name for event in came(client)][-1] == "draining"
+            assert "cancelled" not in [event.name for event in came(client)]
+    redis.go_on()
     stop(owner.port, created["status_url"])
 
 

@@ -138,6 +138,7 @@ class Viewer:
 
     async def _tell(self, headers: list[tuple[bytes, bytes]], scope: Scope, receive: Receive, send: Send) -> None:
         form = self._form
+        self._heed_cut()
         try:
             piece = await self._first_words() if form.holds else form.opening + form.take(self._cursor)
         except Fault as failed:  # of the run, which is no refusal of the request
@@ -146,7 +147,7 @@ class Viewer:
             await self._send(piece, headers, send, scope.get(SERVER_SEND, send))
 
     async def _send(self, piece: bytes, headers: list[tuple[bytes, bytes]], send: Send, server_send: Send) -> None:
-        cursor, form, now = self._cursor, self._form, self._now
+        run, cursor, form, now = self._run, self._cursor, self._form, self._now
         self._since, self._sending = now(), True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sending = False
@@ -162,15 +163,17 @@ class Viewer:
                     self._sending = False
                 if leaves:
                     break
-                if form.farewell and self._run.hands_over:
-                    cursor.upto = self._run.cut
-                    if self._is_handed_over:
-                        piece, leaves = form.farewell(), True
-                        continue
+                if run.cut is not None:
+                    self._heed_cut()
+                if form.farewell and self._is_handed_over:
+                    piece, leaves = form.farewell(), True
+                    continue
                 if (more := cursor.more()) is not None:
                     await more
                 elif cursor.is_far_behind:
                     await asyncio.sleep(0)
+                if run.cut is not None:
+                    self._heed_cut()
                 after = cursor.after
                 piece = take(cursor)
                 if not piece and cursor.after == after:  # else it moved on over what this form has no words for
@@ -181,6 +184,11 @@ class Viewer:
             cursor.leave()
         self._since, self._sending = self._now(), True
         await send({"type": "http.response.body", "body": b"", "more_body": False})  # waits until the rest was taken
+
+    def _heed_cut(self) -> None:
+        """Take nothing of what is true here alone, where the viewer gets the rest from another replica."""
+        if self._form.farewell:
+            self._cursor.upto = self._run.cut
 
     @property
     def _is_handed_over(self) -> bool:
