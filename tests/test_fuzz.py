@@ -65,7 +65,7 @@ def _changed(draw: st.DrawFn, chunk: bytes) -> list[bytes]:
     except (ValueError, RecursionError):
         return [chunk]
     inner = reduce(getitem, path, value)
-    if isinstance(inner, dict | list):
+    if isinstance(inner, dict) or (isinstance(inner, list) and inner):
         inner[last] = draw(_told)
     return [sse(json.dumps(value))]
 
