@@ -10,6 +10,7 @@ A run whose stream is fenced (entries.py) was given up for lost by the others: i
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -58,10 +59,6 @@ class Copy:
     def behind(self) -> int:
         """How many events it lacks."""
         return len(self.run.log) - self.sent
-
-    @property
-    def is_whole(self) -> bool:
-        return self.run.log.closed and not self.behind
 
     def part(self) -> tuple[int, Batch]:
         """Return the number of the last event that is sent next, and what is sent."""
@@ -127,7 +124,7 @@ class Publisher:
         """Return how many events Redis lacks, and for how many seconds it has lacked the oldest."""
         if not self._behind:
             return 0, 0.0
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         return sum(copy.behind for copy in self._behind), now - min(copy.since for copy in self._behind)
 
     def begun(self, run: Run, before: Sequence[Command] = (), behind_end: Sequence[Command] = ()) -> None:
@@ -176,7 +173,7 @@ class Publisher:
         self._copies.pop(copy.run.id, None)
 
     def _fell_behind(self, copy: Copy) -> None:
-        copy.since = asyncio.get_running_loop().time()
+        copy.since = time.monotonic()
         self._behind[copy] = None
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)

@@ -436,7 +436,7 @@ def with_speaker(*says: bytes | None, test: Callable[[Link, Speaker], Coroutine[
             await test(link, speaker)
             await link.close()
             while asyncio.all_tasks() - before:  # the server sees how its connections end
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # what is looked at tells nobody when it changes; `run` has the deadline
         assert speaker.says == []
 
     run(main())
@@ -533,7 +533,7 @@ def test_closing_tells_who_waits_and_leaves_nothing(redis: Redis) -> None:
             await link.close()
             assert asyncio.all_tasks() == tasks
         while len(redis.ask("CLIENT", "LIST").splitlines()) > clients:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the same
 
     run(main())
 
