@@ -143,6 +143,7 @@ class Service:
         left = await self.intake.spend(caller, request)
         run = await self.intake.posted(request, caller, linger=self.settings.linger)
         self._begin(request, run)
+        await self.runs.settle(run)  # whoever is told of it may ask any replica
         path = path_of(request.scope, run)
         return json_response(self.intake.links.created(run, path), 201, Location=path, **left)
 

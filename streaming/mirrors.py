@@ -5,7 +5,8 @@
               of its own)                          └─▶ closed: nothing more to read
 
 Where the reader has come to in a stream is the length of the mirror's own log, so after a break it just reads on. After
-each read it rests a few times as long as what came took: a thousand runs that stream at once come in few reads.
+each read it rests a few times as long as what came took, or as naming them all does: a thousand runs that stream at
+once come in few reads.
 A mirror nobody follows is dropped after a while. Not here: whether an owner lives, and what it is told.
 """
 
@@ -25,9 +26,10 @@ from .mirror import Mirror, unavailable
 from .publisher import LONGEST, REST, RETRY, SHORTEST, run_key
 from .redis_link import Command, Down, Link, Refused
 
+EACH = 2e-5  # rest for each run that is read, seconds: each is named in every read, whatever comes
 BLOCK = 4.0  # how long a read waits for something to read, seconds
 # Who has just heard of a run may ask for it before its owner has sent it: how long it is looked for, seconds.
-LOOKS = (0.0, 0.02, 0.05, 0.1, 0.3)
+LOOKS = (0.0, 0.02, 0.05, 0.1, 0.3, 0.5)
 AT_ONCE = 2**19  # of a stream that is caught up with, bytes: some ms to read
 FIRST = 16  # entries, while it is not known how large they are
 TURN = 0.005  # how long what was read may hold up all else, seconds
@@ -65,7 +67,6 @@ class Mirrors:
         self._finding: dict[str, asyncio.Task[Mirror | None]] = {}
         self._read_on: dict[bytes, Mirror] = {}  # those that are caught up, by their keys
         self._tasks: set[asyncio.Task[None]] = set()
-        self.found = 0  # how many there have been
         self.hands_over = False
 
     def start(self) -> None:
@@ -134,7 +135,6 @@ class Mirrors:
             return None
         mirror.hand_over(self.hands_over)
         self._mirrors[run_id] = mirror
-        self.found += 1
         if not mirror.log.closed:
             self._read_on[key.encode()] = mirror
             await self.look()
@@ -189,7 +189,7 @@ class Mirrors:
             if loop.time() - since > TURN:
                 await asyncio.sleep(0)
                 since = loop.time()
-        await asyncio.sleep(min(max(REST * (loop.time() - began), SHORTEST), LONGEST))
+        await asyncio.sleep(min(max(REST * (loop.time() - began), EACH * len(mirrors), SHORTEST), LONGEST))
 
     async def _drop_foreign(self, mirrors: Iterable[tuple[bytes, Mirror]]) -> None:
         """Let go of those whose keys somebody else has taken: with them none of the others could be read."""

@@ -148,9 +148,9 @@ class Publisher:
             elif self._is_away:
                 self._give_up(copy)
 
-    async def flush(self) -> None:
-        """Return once Redis has what had been said by now."""
-        marks = {copy: len(copy.run.log) for copy in self._behind}
+    async def flush(self, only: Run | None = None) -> None:
+        """Return once Redis has what had been said by now, of all runs or of one."""
+        marks = {copy: len(copy.run.log) for copy in self._behind if only in (None, copy.run)}
         while any(copy in self._behind and copy.sent < mark for copy, mark in marks.items()):
             self._flushed.clear()
             await self._flushed.wait()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from .claims import Claims
+from .elsewhere import Reach
 from .entries import FENCE, Batch, encode_batch
 from .events import Cancelled
 from .followed import Followed
@@ -29,13 +30,13 @@ from .mirrors import RUN_ID, Mirrors, inbox
 from .publisher import Publisher, run_key
 from .redis_link import Down, Link, address
 from .run import Run
-from .runs import Reach
 from .wishes import Wishes
 
 SECRET = "sidestream:secret"  # noqa: S105  # where it is, not what
 HAND_OVER = 5.0  # how long Redis may be away until who follows a mirror is sent to look for the owner, seconds
 GIVE_UP = 60.0  # and until who cannot be sent is told that the run is lost
 HAND_OVER_LINGER = 15.0  # how long a run goes on for viewers who were sent elsewhere, seconds
+SOON = 1.0  # how long who has begun a run waits at most until others can find it, seconds
 FLUSH = 2.0  # how long they are kept until all is in Redis, seconds
 logger = logging.getLogger("sidestream")
 
@@ -93,14 +94,18 @@ class Replication:
         """Whether Redis answers."""
         return self.leases.is_up
 
-    # What is asked by who looks for runs (runs.py).
+    @property
+    def _is_full(self) -> bool:
+        """Whether it answers, but takes nothing."""
+        return self.leases.is_full or bool(self.publisher.refusal)
+
+    # What is asked by who looks for runs (elsewhere.py).
 
     def reach(self) -> Reach:
         behind_events, behind_seconds = self.publisher.lag()
         followed = [mirror for mirror in self.mirrors.all if not mirror.log.closed]
-        is_full = self.leases.is_full or bool(self.publisher.refusal)
         return Reach(
-            redis="down" if not self.is_up else "full" if is_full else "up",
+            redis="down" if not self.is_up else "full" if self._is_full else "up",
             why=self.leases.why_down or self.publisher.refusal,
             behind_events=behind_events,
             behind_seconds=round(behind_seconds, 3),
@@ -118,6 +123,12 @@ class Replication:
     def forgotten(self, run: Run) -> None:
         self.publisher.forgotten(run)
         self.wishes.forget(run.id)
+
+    async def settle(self, run: Run) -> None:
+        if self.is_up and not self._is_full:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SOON):
+                    await self.publisher.flush(run)
 
     async def find(self, run_id: str) -> Followed | None:
         if not self.is_up and not self.mirrors.get(run_id) and RUN_ID.fullmatch(run_id):

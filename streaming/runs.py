@@ -4,18 +4,17 @@
        a key is reserved │ can be found by its id and, by its owner, with its key
 
 Who waits, and who is turned away, is admission.py's business, what becomes of one run that of run.py. Where there are
-other replicas, what is not here is looked for there (`Elsewhere`); how that is done is not known here.
+other replicas, what is not here is looked for there (elsewhere.py); how that is done is not known here.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any, Literal, Protocol
-
-from msgspec import Struct
+from typing import Any
 
 from .admission import Admission, Capacity
+from .elsewhere import Elsewhere
 from .errors import Fault, RequestError, ServiceError
 from .failover import Failover
 from .followed import Followed
@@ -24,66 +23,6 @@ from .run import Run
 
 # What a run that is kept holds beside its events: 2.0 KB by tracemalloc, over 2,000 of them.
 RUN_OVERHEAD = 2048
-
-
-class Reach(Struct, frozen=True):
-    """How far this replica reaches others: whether Redis answers (`full`: but takes nothing), else why it does not.
-
-    Redis lacks `behind_events` of our runs, the oldest for `behind_seconds`. `mirrors` are runs of others that are
-    followed here, by `mirror_viewers`. The rest is counted from the start: what of ours was sent, in how many entries,
-    by how many commands in all, and others' runs that were given up for lost here.
-    """
-
-    redis: Literal["up", "full", "down"]
-    why: str
-    behind_events: int
-    behind_seconds: float
-    mirrors: int
-    mirror_viewers: int
-    sent_events: int
-    sent_entries: int
-    commands: int
-    lost_runs: int
-
-
-class Elsewhere(Protocol):
-    """What other replicas have: where there are any.
-
-    Whoever asks may be told ServiceError unavailable. An id is asked for as a client has said it, whatever it is.
-    """
-
-    def reach(self) -> Reach:
-        """Tell how far this replica reaches others."""
-
-    def begun(self, run: Run) -> None:
-        """Take note of a run that can be found here."""
-
-    def forgotten(self, run: Run) -> None:
-        """Take note that it cannot any longer."""
-
-    async def find(self, run_id: str) -> Followed | None:
-        """Return the run of another replica, whosever it is."""
-
-    async def claim(self, run: Run, asked: bytes) -> tuple[str, bytes] | None:
-        """Let the key of a run stand for it, and for `asked`: None where it does, else what run and digest it is for.
-
-        Cancelled in between, it leaves the key to others.
-        """
-
-    def release(self, run: Run) -> None:
-        """Let go of a claimed key, whose run was refused."""
-
-    async def holder(self, owner: str, key: str) -> str | None:
-        """Return the id of the run that a key stands for."""
-
-    async def newest(self, owner: str, name: str) -> str | None:
-        """Return the id of the owner's newest run of a name."""
-
-    def end(self) -> None:
-        """Let go of those who follow another replica's run here: this one goes."""
-
-    async def wait(self) -> None:
-        """Return when nobody follows another replica's run here."""
 
 
 class Runs:
@@ -210,6 +149,11 @@ class Runs:
         run.start(on_end=self._retire, place=place)
         if self.elsewhere:
             self.elsewhere.begun(run)
+
+    async def settle(self, run: Followed) -> None:
+        """Return once a run that was begun can be found elsewhere, too; soon, at any rate."""
+        if self.elsewhere and isinstance(run, Run):
+            await self.elsewhere.settle(run)
 
     async def find(self, run_id: str, owner: str | None = "") -> Followed:
         """Return a run that goes on or is kept, here or elsewhere; without an owner, whosever it is.

@@ -15,13 +15,14 @@ from msgspec.structs import replace
 from starlette.applications import Starlette
 
 from streaming.admission import Capacity
+from streaming.elsewhere import Reach
 from streaming.errors import Fault, ServiceError
 from streaming.events import Done, Start, Token, Usage
 from streaming.failover import Candidate, Failover
 from streaming.followed import CancelReason, Followed
 from streaming.limits import Limits
 from streaming.run import Run
-from streaming.runs import Reach, Runs
+from streaming.runs import Runs
 
 from .asgi import Exchange, ask, at_once, make_app, run_ahead, service_of, time_passes
 from .sockets import HandSocket
@@ -98,6 +99,9 @@ class Others:
     def forgotten(self, run: Run) -> None:
         assert run.terminal
         self.told.append(("forgotten", run.id))
+
+    async def settle(self, run: Run) -> None:
+        assert ("begun", run.id) in self.told
 
     async def find(self, run_id: str) -> Followed | None:
         self._ask("find", run_id)

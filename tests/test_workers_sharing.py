@@ -16,13 +16,18 @@ NUMBER = 3
 
 
 @pytest.fixture(scope="module")
-def sharing(start_service: Start) -> Iterator[Service]:
-    with Redis() as redis:
-        options = {"SIDESTREAM_REDIS_URL": redis.url, "SIDESTREAM_PUBLIC_METRICS": "true", **LEAN}
-        service = start_service("--workers", str(NUMBER), command=COMMAND, **options)
-        eventually(lambda: service.log.count("redis answers") == NUMBER)
-        yield service
-        assert service.stop() == 0, service.log
+def redis() -> Iterator[Redis]:
+    with Redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sharing(start_service: Start, redis: Redis) -> Iterator[Service]:
+    options = {"SIDESTREAM_REDIS_URL": redis.url, "SIDESTREAM_PUBLIC_METRICS": "true", **LEAN}
+    service = start_service("--workers", str(NUMBER), command=COMMAND, **options)
+    eventually(lambda: service.log.count("redis answers") == NUMBER)
+    yield service
+    assert service.stop() == 0, service.log
 
 
 def test_the_start_says_that_workers_share_their_runs_and_where(sharing: Service) -> None:
@@ -43,6 +48,12 @@ def test_without_redis_the_start_says_what_will_not_work(start_service: Start) -
 
 def test_one_worker_has_nothing_to_say_of_workers(start_service: Start) -> None:
     assert "worker" not in start_service(command=COMMAND, **LEAN).log
+
+
+def test_a_run_that_was_made_can_be_found_by_all_once_that_is_told(sharing: Service, redis: Redis) -> None:
+    for _ in range(20):
+        with post(sharing.port, "/runs", message="hi", model="scripted/hello") as client:
+            assert redis.ask("EXISTS", f"sidestream:run:{json.loads(client.read())['id']}") == 1
 
 
 def test_a_run_is_followed_read_and_stopped_by_whichever_worker_is_met(sharing: Service) -> None:

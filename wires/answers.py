@@ -6,8 +6,8 @@ A run's own events are not here: those are streaming/events.py.
 from typing import Literal, NotRequired, TypedDict
 
 from streaming.breaker import State
+from streaming.elsewhere import Reach
 from streaming.events import Event, Outcome, Usage
-from streaming.runs import Reach
 
 
 class RunCreated(TypedDict):
