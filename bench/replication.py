@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ LOADS = {
 }
 PACED = ("one", "light", "heavy", "wide")
 CROWDED = Load(1, 25, 100, wait_ms=1500)  # by a crowd of viewers, here or there
+STOPS = 50
+BUSY = Load(300, 500, 20, ramp_ms=1000)  # beside which they are stopped
 HELD = {"runs": Load(CROWD, 1, 20, ramp_ms=2000, silent=True), "viewers": Load(1, 1, 20, silent=True)}
 KEPT = {"paced": Load(1, 500, 10), "burst": Load(4, 500, 0)}
 
@@ -104,6 +107,8 @@ class Bench:
     def rounds(self, rounds: int) -> None:
         with self.group(replicated=False) as alone, self.group(replicated=True) as shared:
             self.sample("idle", "on", lambda: idle(shared))
+            self.sample("stops", "idle", lambda: stops(shared))
+            self.sample("stops", "busy", lambda: busy_stops(shared))
             for turn in range(rounds):
                 began = time.perf_counter()
                 for name, (load, ways) in LOADS.items():
@@ -145,6 +150,23 @@ def idle(shared: Group) -> Numbers:
     counts = shared.pause(PAUSE)
     keys = {"commands": "redis_commands", "redis_us": "redis_cpu_us", "owner_us": "owner_cpu_us"}
     return Numbers({name: counts[key] / PAUSE for name, key in keys.items()})
+
+
+def stops(shared: Group) -> Numbers:
+    """Until who stops a run by a replica that does not make it is answered."""
+    took = sorted(shared.stops(STOPS))
+    return Numbers(p50_ms=statistics.median(took), p99_ms=took[round(0.99 * (STOPS - 1))])
+
+
+def busy_stops(shared: Group) -> Numbers:
+    with ThreadPoolExecutor(1) as pool:
+        playing = pool.submit(shared.play, BUSY.viewed(1, 1))
+        time.sleep((BUSY.ramp_ms + BUSY.wait_ms) / 1000)
+        found = stops(shared)
+        if playing.done():
+            raise ProcessError("the load was over before the last run was stopped")
+        playing.result()
+    return found
 
 
 def held(shared: Group, load: Load) -> Numbers:
@@ -304,6 +326,7 @@ def tables(found: Found) -> Iterator[str]:
     yield f"\n{f'{CROWD:,} viewers':40}{'at the owner':>16}{'at a mirror':>16}"
     yield from viewed(found)
     yield ""
+    yield stopped(found)
     yield from of_redis(found)
 
 
@@ -321,6 +344,13 @@ def viewed(found: Found) -> Iterator[str]:
         for process in ("owner", "mirror", "redis"):
             values = [told(memories[way], process) for way in ("on", "there")]
             yield row(f"{title}: memory of each, {process}, KB", values)
+
+
+def stopped(found: Found) -> str:
+    idle, busy = (
+        f"p50 {number(numbers['p50_ms'])} ms, p99 {number(numbers['p99_ms'])} ms" for numbers in found["stops"].values()
+    )
+    return f"a run is stopped by the other replica, until that is answered: {idle}; beside {BUSY}: {busy}"
 
 
 def row(title: str, values: Sequence[str]) -> str:
