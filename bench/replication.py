@@ -385,7 +385,7 @@ Assumed: cores are as these, and {busy:g} % busy at most. A token, an entry and 
 of that pace, a run what it did with one token. Answers have {plan.answer} tokens of the bench's text and are kept for
 {plan.keep:g} s, by a replica within {plan.kept_mb:g} MB. Of an open one there is half, and it has one viewer.
 Its limits: replicas find each other's runs by the one Redis that they share, and each reads of it all that it mirrors.
-What is more than one Redis takes is another cell, and a balancer that sends all requests for a run to its own."""
+What is more than one Redis takes is another cell, and a balancer that sends all that is a user's to one of them."""
 
 
 def paper(found: Found, plan: Plan) -> Iterator[str]:
