@@ -11,7 +11,8 @@ per viewer, and a slow viewer costs nothing and holds nobody up.
 A delta that goes on where the one before left off is kept as its bare text. So what is ready is joined by one
 `str.join`, whether that is one token or 100,000, and a token takes half the memory of its struct.
 
-It does not know what events mean, but that a Terminal is the last, and that a Reset makes void what was before it.
+It does not know what events mean, but that a Terminal is the last, and that a Reset makes void what was before it. And
+where a run is lost, nobody knows how far it had come: its end is told by a number that none of its events can have had.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from .events import Delta, Event, Reset, Terminal
+from .events import Delta, Error, Event, Reset, Terminal
 
 # What an event costs beside its text, by sys.getsizeof: the struct (72), its string's header (49), a slot in the list
 # (8). Of a delta that is kept as bare text, which most of a long answer is, it is twice the cost.
@@ -29,6 +30,7 @@ EVENT_OVERHEAD = 128
 # What a viewer far behind takes in one turn, in bytes as counted above: some 15,000 tokens, or 2 MB of longer deltas.
 # To join, encode and send it holds up all others for a few ms.
 TURN = 2 * 2**20
+LOST_AT = 10**15 - 1  # the number of `run_lost`, and the highest that an event id takes
 Numbered = tuple[int, Event]
 Encode = Callable[[bytes, int, Event], bytes]
 
@@ -38,8 +40,8 @@ class EventLog:
 
     # fmt: off
     __slots__ = (  # noqa: RUF023  # what others read, then our own
-        "size", "deltas", "characters", "closed", "on_append", "_run_id", "_entries", "_heads", "_last", "_answer",
-        "_loop", "_waiting", "_shared", "__weakref__",
+        "size", "deltas", "characters", "closed", "is_lost", "on_append", "_run_id", "_entries", "_heads", "_last",
+        "_answer", "_loop", "_waiting", "_shared", "__weakref__",
     )
     # fmt: on
 
@@ -48,6 +50,7 @@ class EventLog:
         self.deltas = 0  # of the answer: since the last Reset
         self.characters = 0  # of their text
         self.closed = False
+        self.is_lost = False  # whether that is how it ended
         self.on_append: Callable[[], object] | None = None  # called whenever something was
         self._run_id = run_id.encode()
         self._entries: list[Any] = []  # an Event, or the text of a delta that goes on
@@ -99,6 +102,7 @@ class EventLog:
             return False
         if last is None and isinstance(entries[-1], Terminal):
             self.closed = True
+            self.is_lost = isinstance(entries[-1], Error) and entries[-1].code == "run_lost"
             self._shared.clear()
         self.wake()
         if self.on_append is not None:
@@ -131,7 +135,7 @@ class EventLog:
                 event = event.joined(event.text + "".join(entries[head + 1 : last]))
             found.append((last, event))
             after, place = last, place + 1
-        return found
+        return self._as_told(found, end) if self.is_lost else found
 
     def encoded(self, after: int, upto: int, encode: Encode) -> bytes:
         """Return what `merged` does, encoded; viewers of an open run who are equally far share one encoding."""
@@ -143,6 +147,17 @@ class EventLog:
         if not self.closed:
             self._shared[encode] = after, upto, data
         return data
+
+    def each(self, after: int, upto: int) -> list[Numbered]:
+        """Return the events numbered `after + 1` to `upto`, each as it was appended."""
+        found = [*enumerate(self.read(after, upto), after + 1)]
+        return self._as_told(found, upto) if self.is_lost else found
+
+    def _as_told(self, found: list[Numbered], upto: int) -> list[Numbered]:
+        """Give the end of a run that is lost, if that is there, its number."""
+        if found and upto == len(self._entries):
+            found[-1] = LOST_AT, found[-1][1]
+        return found
 
     def read(self, after: int, upto: int | None = None) -> list[Event]:
         """Return the events numbered `after + 1` to `upto` (else to the last), each as it was appended."""
@@ -178,6 +193,11 @@ class EventLog:
                 raise ValueError("a text that goes on with nothing")
             events.append(entry)
         self.append(events)
+
+    @property
+    def last(self) -> int:
+        """The number of the last event, 0 where there is none."""
+        return LOST_AT if self.is_lost else len(self._entries)
 
     @property
     def answer_at(self) -> int:
@@ -276,7 +296,7 @@ class Cursor:
     def take_each(self) -> list[Numbered]:
         """Return what `take` does, but each event as it was appended."""
         after, self.after = self.after, self._end_of_turn()
-        return [*enumerate(self._log.read(after, self.after), after + 1)]
+        return self._log.each(after, self.after)
 
     def take_encoded(self, encode: Encode) -> bytes:
         """Return what `take` does, encoded: `encode` gets the run's id, an event's number and the event."""

@@ -15,6 +15,8 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from streaming.log import LOST_AT
+
 from .client import DEADLINE, Client, Event
 from .conftest import eventually
 from .recorded import TERMINAL
@@ -228,7 +230,8 @@ def check(follower: Follower, ending: str, *, text: str | None = None) -> None:
     assert ids == sorted(set(ids)), ids
     words = follower.text.count(" ") + bool(follower.text)
     assert follower.text == (numbers(words) if text is None else text), "a gap, or something twice"
-    assert ids[-1] == words + 2, (ids[-1], words)
+    is_lost = events[-1].data.get("code") == "run_lost"
+    assert ids[-1] == (LOST_AT if is_lost else words + 2), (ids[-1], words)
 
 
 def play(*scenes: Callable[[], None]) -> dict[str, "Future[None]"]:

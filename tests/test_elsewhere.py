@@ -17,10 +17,11 @@ from starlette.applications import Starlette
 from streaming.admission import Capacity
 from streaming.elsewhere import Reach
 from streaming.errors import Fault, ServiceError
-from streaming.events import Done, Start, Token, Usage
+from streaming.events import Done, Error, Start, Token, Usage
 from streaming.failover import Candidate, Failover
 from streaming.followed import CancelReason, Followed
 from streaming.limits import Limits
+from streaming.log import LOST_AT
 from streaming.run import Run
 from streaming.runs import Runs
 
@@ -33,6 +34,8 @@ DOWN = ServiceError("unavailable", "The others cannot be reached just now.")
 UNREACHED = ("unavailable", "The run of this Idempotency-Key cannot be reached just now.")
 CONFLICT = ("conflict", "This Idempotency-Key stands for another request: its run was asked for with another body.")
 ID = "0123456789abcdef" * 2
+THREAD = {"thread": None, "assistant": "a", "metadata": {}, "modes": ["messages-tuple"], "subgraphs": False}
+LOST = Error(error="Lost.", code="run_lost", retryable=True, usage=Usage())
 DONE = Done(finish_reason="stop", model="m", usage=Usage(1, 2), tokens=2, ttft_ms=1, latency_ms=2)
 
 
@@ -426,6 +429,37 @@ def test_who_has_seen_more_of_a_run_than_is_here_yet_waits_for_that(target: str)
     run_ahead(test())
 
 
+@pytest.mark.parametrize(
+    ("target", "seen", "says"),
+    [
+        *(("/runs/{}/events", seen, '"code":"run_lost"') for seen in ("2", "3", "4", "5000")),
+        *(("/lg/runs/{}/stream", seen, "event: error") for seen in ("2", "2.1", "3", "5000")),
+        *((f"/ui/chat/{{}}/stream?startIndex={seen}", "", '"type":"error"') for seen in (3, 4, 5000)),
+        *(
+            (f"/v1/responses/resp_{{}}?stream=true&starting_after={seen}", "", "event: response.failed")
+            for seen in (4, 5, 5000)
+        ),
+    ],
+)
+def test_who_has_seen_more_of_a_run_than_there_was_when_it_was_lost_is_told_so(
+    target: str, seen: str, says: str
+) -> None:
+    async def test() -> None:
+        theirs = Theirs(about=THREAD)
+        theirs.log.append([LOST])
+        theirs.terminal = LOST
+        async with serving(Others(theirs)) as app:
+            headers = {"last-event-id": f"{ID}-{seen}"} if seen else {}
+            exchange = await ask(app, "GET", target.format(ID), headers=headers)
+            assert (exchange.status, exchange.body.decode().count(says)) == (200, 1), exchange.body
+            if told(exchange)[1]:
+                assert told(exchange)[1][-1] == f"{ID}-{LOST_AT}"
+                has_all = await ask(app, "GET", target.format(ID), headers={"last-event-id": f"{ID}-{LOST_AT}"})
+                assert told(has_all)[1] == []
+
+    run_ahead(test())
+
+
 def test_nobody_waits_for_an_event_of_another_run() -> None:
     async def test() -> None:
         theirs = Theirs()
@@ -449,8 +483,7 @@ def test_a_turn_that_was_lost_is_waited_for_too() -> None:
 
 def test_so_is_a_run_of_a_thread() -> None:
     async def test() -> None:
-        about = {"thread": None, "assistant": "a", "metadata": {}, "modes": ["messages-tuple"], "subgraphs": False}
-        theirs = Theirs(about=about, comes=lambda: ends(theirs))
+        theirs = Theirs(about=THREAD, comes=lambda: ends(theirs))
         async with serving(Others(theirs)) as app:
             exchange = await ask(app, "GET", f"/lg/runs/{ID}/stream", headers={"last-event-id": f"{ID}-4"})
             assert (exchange.status, theirs.waited_for) == (200, [4])

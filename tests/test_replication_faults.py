@@ -98,7 +98,11 @@ def a_replica_dies_with_its_runs_and_its_viewers() -> None:
             # Who comes later, to whom nobody had told anything of it.
             with Follower([c.port], later["events_url"]) as late:
                 lost(late.rest())
-            for seen, told in ((late.seen, []), (f"{later['id']}-5000", [late.said[-1].block])):
+            reached = int(late.events[-2].id.rpartition("-")[2])
+            for seen, told in (
+                (late.seen, []),
+                *((f"{later['id']}-{number}", [late.said[-1].block]) for number in (reached, reached + 1, 5000)),
+            ):
                 with Follower([b.port], later["events_url"], seen=seen) as again:
                     assert [one.block for one in again.rest().said] == told
                     assert again.statuses == [200 if told else 204]

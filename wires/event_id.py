@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from streaming.errors import RequestError
-from streaming.events import Error
 from streaming.followed import Followed
+from streaming.log import LOST_AT
 
 PARAMETERS = ("last_event_id", "lastEventId")
 ID = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,14})")
 
 
 class EventId(NamedTuple):
-    """Event `seq` of a run, counted from 1; 0 is before the first."""
+    """Event `seq` of a run, counted from 1 (but LOST_AT is the end of one that is lost); 0 is before the first."""
 
     run: str
     seq: int
@@ -54,8 +54,8 @@ def position(run: Followed, seen: EventId | None, field: str = "last_event_id") 
         return 0
     if seen.run != run.id:
         raise RequestError("invalid_request", "That event is another run's.", field=field)
+    if run.log.is_lost:  # it may have seen more of it, which died with its replica: that it is lost is still to be told
+        return len(run.log) if seen.seq == LOST_AT else min(seen.seq, len(run.log) - 1)
     if seen.seq > len(run.log):
-        if isinstance(run.terminal, Error) and run.terminal.code == "run_lost":
-            return len(run.log) - 1  # what it has seen of it died with its replica; that much is still to be told
         raise RequestError("invalid_request", "The run has not come so far.", field=field)
     return seen.seq

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from streaming.errors import Fault, RequestError, fault
 from streaming.events import Done, Event, Reset, Terminal
 from streaming.followed import Followed
-from streaming.log import Cursor, EventLog
+from streaming.log import LOST_AT, Cursor, EventLog
 from streaming.request import Headers, RunRequest, Takes
 
 from .chat import ChatRequest, json_line
@@ -64,14 +64,20 @@ class Folded:
 
     def take(self, cursor: Cursor) -> bytes:
         chunks: list[bytes] = []
-        for _, event in cursor.take() if self._merges else cursor.take_each():
-            chunks += self._encoder.feed(event)
+        for seq, event in cursor.take() if self._merges else cursor.take_each():
+            said = self._encoder.feed(event)
+            chunks += self._unseen(seq, [*said]) if self._skip else said
             if self._encoder.is_over:
                 cursor.stop()
                 break
-        if self._skip:
-            chunks, self._skip = chunks[self._skip :], max(self._skip - len(chunks), 0)
         return b"".join(chunks)
+
+    def _unseen(self, seq: int, chunks: list[bytes]) -> list[bytes]:
+        """Leave out what the client has: of the end of a run that is lost, nothing."""
+        if seq == LOST_AT:
+            return chunks
+        left_out, self._skip = self._skip, max(self._skip - len(chunks), 0)
+        return chunks[left_out:]
 
 
 class Whole:

@@ -43,7 +43,7 @@ from streaming.events import (
     Values,
 )
 from streaming.followed import Followed
-from streaming.log import Cursor, EventLog
+from streaming.log import LOST_AT, Cursor, EventLog
 
 from .chat import json_line
 from .fold import Folded, Whole, Wire, status_of, unsayable
@@ -218,7 +218,7 @@ class Numbered(Folded):
                 place = b"%d" % seq if number == len(frames) else b"%d.%d" % (before, number)
                 out.append(b"id: %b-%b\n%b" % (self._run_id, place, told))
             if self._left_out:
-                del out[: self._left_out]
+                del out[: self._left_out if seq != LOST_AT else 0]
                 self._left_out = 0
             if self._frames.is_over:
                 cursor.stop()

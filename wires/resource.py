@@ -107,7 +107,7 @@ def status(run: Followed) -> RunStatus:
         "model": run.answer.model,
         "created": int(run.created),
         "text": run.log.text(Token),
-        "last_event_id": f"{run.id}-{len(run.log)}",
+        "last_event_id": f"{run.id}-{run.log.last}",
         "tokens": run.log.deltas,
         "ttft_ms": run.ttft_ms,
         "latency_ms": run.latency_ms,
