@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
+
+from wires.problem import Problems
 
 from .asgi import make_app, run, service_of
 from .client import DEADLINE
@@ -164,3 +166,21 @@ def test_a_turn_begun_while_the_service_stops_is_refused_in_words() -> None:
     accepted, refusal = run(test())
     assert accepted["type"] == "websocket.accept"
     assert json.loads(refusal["text"])["data"]["code"] == "shutting_down"
+
+
+def test_a_handshake_that_the_server_has_refused_by_itself_meanwhile_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """uvicorn does so at its own end; what websockets then says of our answer is an AssertionError."""
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.http.response.start", "status": 503, "headers": []})
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    asyncio.run(Problems(answers, lambda scope: None)({"type": "websocket"}, receive, send))
+    assert not caplog.records

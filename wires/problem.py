@@ -79,6 +79,8 @@ class Problems:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        # The latter where uvicorn, at its own end, has refused a handshake by itself that we were about to answer.
+        gone = GONE if scope["type"] == "http" else (*GONE, AssertionError)
 
         async def watched(message: Message) -> None:
             nonlocal started
@@ -87,7 +89,7 @@ class Problems:
             started = True
             try:
                 await send(message)
-            except GONE as exc:
+            except gone as exc:
                 raise ClientDisconnect from exc
 
         scope[SERVER_SEND] = send
