@@ -396,6 +396,9 @@ def test_a_replica_whose_time_is_up_says_of_no_other_replicas_run_that_it_has_en
     created = create(owner.port, message="Hi", model="scripted/custom", provider_options=options)
     eventually(lambda: status_of(owner.port, created["status_url"])["tokens"] == len(words))
     last = f"{created['id']}-{len(words) + 1}"
+    # Asked for in that while, which is 2 s: it is small, so that to fetch it takes none of them.
+    short = create(owner.port, message="Hi", model="scripted/stall")
+    eventually(lambda: status_of(owner.port, short["status_url"])["tokens"] == 8)
     with (
         RawSocket(other.port, f"resume={created['id']}-0", receive_buffer=4096),  # which takes none of it, so that
         post(other.port, headers={"Last-Event-ID": last}) as staying,  # there is a while between their end and its own
@@ -405,13 +408,14 @@ def test_a_replica_whose_time_is_up_says_of_no_other_replicas_run_that_it_has_en
             assert client.head()[0] == 200
         other.process.terminate()
         assert staying.until("cancelled").data["reason"] == "draining"
-        assert status_of(other.port, created["status_url"])["state"] == "running"
-        assert sent_away(other.port, created["events_url"], last)
+        assert sent_away(other.port, short["events_url"], f"{short['id']}-9")
+        assert status_of(other.port, short["status_url"])["state"] == "running"
         assert other.process.poll() is None
         slow.raw += b"".join(iter(lambda: slow.socket.recv(2**20), b""))
         names = [event.name for event in came(slow)]
         assert names == ["start", *["token"] * (len(names) - 2), "draining"]
-    stop(owner.port, created["status_url"])
+    for run in (created, short):
+        stop(owner.port, run["status_url"])
 
 
 def test_nor_where_it_could_not_send_anybody_elsewhere_before(start_replicas: StartReplicas, redis: Redis) -> None:
