@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,10 +92,20 @@ Start = Callable[..., Service]
 Value = TypeVar("Value")
 
 
+# Below those that a system gives out by itself (from 32768, or 49152): it might give one of these to any client that
+# connects before the service that it is meant for listens. Each of the processes that run tests has some of its own.
+EACH = 750
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+PORTS = cycle(20_000 + WORKER * EACH + (os.getpid() + number) % EACH for number in range(EACH))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port on which nothing listens, another one each time."""
+    for port in islice(PORTS, EACH):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def eventually(look: Callable[[], Value]) -> Value:
