@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, Page
 
-from .client import Event
+from .client import Event, post
 from .conftest import Service
 from .proxy import PASS, Cut, How, Proxy, Refuse
 from .replicas import Nginx, Replicas, StartReplicas
@@ -84,8 +84,9 @@ def stream(tab: Page, script: list[dict[str, Any]], times: int = 1) -> None:
 
 
 def over(tab: Page, number: int) -> Any:
-    """Return once a source hears no more: what it was resolved with."""
-    return tab.evaluate("number => sources[number].over", number)
+    """Return once a source hears no more: what it was resolved with. Fails where it goes on for a minute."""
+    late = "new Promise((_, reject) => setTimeout(() => reject(new Error('it goes on')), 60000))"
+    return tab.evaluate(f"number => Promise.race([sources[number].over, {late}])", number)
 
 
 def heard(tab: Page, number: int) -> list[tuple[Event, float]]:
@@ -177,12 +178,14 @@ def test_a_page_that_is_sent_elsewhere_before_it_heard_an_id_knows_where_it_was(
     """A new EventSource that is sent away at once has no last id of its own."""
     replicas = start_replicas(number=1, SIDESTREAM_DRAIN_TIMEOUT="20", SIDESTREAM_RETRY_MS="50")
     script = [{"say": "One"}, {"wait": 2, "say": " two"}]
-    with Proxy(replicas) as proxy:
+    (replica,) = replicas.services
+    with Proxy(replicas) as proxy, post(replica.port, message="Hi", model="scripted/silent") as staying:
+        staying.until("start")  # while somebody stays so does the replica, wherever the page is when its run ends
         tab.goto(f"{proxy.url}healthz")
         stream(tab, script)
         tab.wait_for_function("heard[0].some(([name]) => name === 'token')")
         proxy.do("GET /runs/*/events", *[Refuse(502), PASS] * 2)  # an EventSource gives up, sidestream.js makes another
-        replicas.services[0].process.terminate()
+        replica.process.terminate()
         assert over(tab, 0) == "One two"
     drainings = [event.id for event, _ in heard(tab, 0) if event.name == "draining"]
     check(told := events(tab, 0), [Part("start"), Part("token", "One"), Part("token", " two"), Part("done")])
