@@ -395,21 +395,21 @@ def test_a_replica_whose_time_is_up_says_of_no_other_replicas_run_that_it_has_en
     options = {"script": [{"say": "".join(words)}, {"hang": True}]}
     created = create(owner.port, message="Hi", model="scripted/custom", provider_options=options)
     eventually(lambda: status_of(owner.port, created["status_url"])["tokens"] == len(words))
-    last = f"{created['id']}-{len(words) + 1}"
-    # Asked for in that while, which is 2 s: it is small, so that to fetch it takes none of them.
+    # Ended there for who stays, and asked for then: it is small, so that to fetch it anew takes none of those 2 s.
     short = create(owner.port, message="Hi", model="scripted/stall")
     eventually(lambda: status_of(owner.port, short["status_url"])["tokens"] == 8)
+    last = f"{short['id']}-9"
     with (
         RawSocket(other.port, f"resume={created['id']}-0", receive_buffer=4096),  # which takes none of it, so that
-        post(other.port, headers={"Last-Event-ID": last}) as staying,  # there is a while between their end and its own
+        post(other.port, headers={"Last-Event-ID": last}) as staying,  # there are 2 s between their end and its own
         Client(other.port, "GET", created["events_url"], receive_buffer=2**16) as slow,
     ):
         for client in (staying, slow):
             assert client.head()[0] == 200
         other.process.terminate()
         assert staying.until("cancelled").data["reason"] == "draining"
-        assert sent_away(other.port, short["events_url"], f"{short['id']}-9")
         assert status_of(other.port, short["status_url"])["state"] == "running"
+        assert sent_away(other.port, short["events_url"], last)
         assert other.process.poll() is None
         slow.raw += b"".join(iter(lambda: slow.socket.recv(2**20), b""))
         names = [event.name for event in came(slow)]
